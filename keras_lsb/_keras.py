@@ -1,0 +1,39 @@
+"""The one door to Keras: picks Keras 3 or tf_keras once, for the whole package.
+
+The flavour follows ``tf.keras``: with ``TF_USE_LEGACY_KERAS=1`` in the environment it is tf_keras (Keras 2), otherwise
+Keras 3 with whatever backend Keras itself selects. No other module imports either of them.
+
+``ops`` is ``keras.ops`` in both flavours, so that every update rule is written once and gives the same numbers.
+"""
+
+import os
+
+import keras as keras3
+
+LEGACY = os.environ.get("TF_USE_LEGACY_KERAS", "") in ("1", "true", "True")
+BACKEND = keras3.backend.backend()
+
+if LEGACY and BACKEND != "tensorflow":
+    raise ImportError(
+        "TF_USE_LEGACY_KERAS selects tf_keras, which runs on TensorFlow only. "
+        f"Unset KERAS_BACKEND or TF_USE_LEGACY_KERAS. Received: KERAS_BACKEND={BACKEND!r}"
+    )
+
+if LEGACY:
+    import tf_keras as keras
+else:
+    keras = keras3
+
+ops = keras3.ops
+Optimizer = keras.optimizers.Optimizer
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+serialize_schedule = keras.optimizers.schedules.serialize
+deserialize_schedule = keras.optimizers.schedules.deserialize
+serialize_object = keras.saving.serialize_keras_object
+deserialize_object = keras.saving.deserialize_keras_object
+register = keras.saving.register_keras_serializable(package="keras_lsb")
+
+
+def dtype_name(variable) -> str:
+    """Name of a variable's own type, also where mixed precision makes it report the type it is cast to."""
+    return keras3.backend.standardize_dtype(getattr(variable, "true_dtype", variable.dtype))

@@ -1,0 +1,1 @@
+"""Training on several replicas: the only place that knows that there is more than one."""

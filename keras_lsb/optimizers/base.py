@@ -1,0 +1,165 @@
+"""The Keras side of every optimizer: slots, exclusions, precision and config, around a rule that is pure."""
+
+import abc
+import logging
+
+from keras_lsb import _keras
+from keras_lsb._checks import non_negative
+from keras_lsb._keras import ops
+from keras_lsb.distribute.reduction import ReplicatedOptimizer
+from keras_lsb.optimizers.exclusions import (
+    Exclusion,
+    check_exclusion,
+    deserialize_function,
+    excluded,
+    serialize_function,
+    variable_path,
+)
+
+logger = logging.getLogger("keras_lsb")
+
+# What the base class of each flavour takes besides the learning rate, the decay and the name.
+_BASE_ARGUMENTS = {"clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency"}
+_BASE_ARGUMENTS |= (
+    {"jit_compile", "mesh", "is_legacy_optimizer"}
+    if _keras.LEGACY
+    else {"loss_scale_factor", "gradient_accumulation_steps"}
+)
+
+
+class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
+    """Base of the package's optimizers: a subclass names its slots and hands arrays to a rule.
+
+    A subclass defines `slot_names`, `rule` and `hyperparameters`. The base keeps one slot of each name per variable,
+    computes in float32 (float64 for float64 variables) whatever the variable's type, sums sparse gradients into dense
+    ones, applies decay only inside the rule and round-trips the config.
+    """
+
+    slot_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        learning_rate,
+        weight_decay: float,
+        exclude_from_weight_decay: Exclusion,
+        exclude_from_layer_adaptation: Exclusion,
+        name: str,
+        **kwargs,
+    ):
+        unknown = sorted(set(kwargs) - _BASE_ARGUMENTS)
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no argument {unknown[0]!r}. "
+                f"Received: {unknown[0]}={kwargs[unknown[0]]!r}. Besides its own it takes {sorted(_BASE_ARGUMENTS)}"
+            )
+        if isinstance(learning_rate, (int, float)):
+            learning_rate = non_negative("learning_rate", learning_rate)
+        arguments = {"name": name, "weight_decay": None, **kwargs}
+        if _keras.LEGACY:
+            super().__init__(**arguments)
+            self._learning_rate = self._build_learning_rate(learning_rate)
+        else:
+            super().__init__(learning_rate=learning_rate, **arguments)
+        # The base class must not see our decay, or it would decay a second time: see `_apply_weight_decay`.
+        self.weight_decay = non_negative("weight_decay", weight_decay)
+        self._decay_exclusion = check_exclusion("exclude_from_weight_decay", exclude_from_weight_decay)
+        self._adaptation_exclusion = check_exclusion("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
+
+    @abc.abstractmethod
+    def rule(self, weight, gradient, slots, *, learning_rate, step, weight_decay, adapt, path):
+        """One update: `(step to subtract from the weight, new slots)`.
+
+        Args:
+            weight, gradient: arrays of one shape, float32 or float64.
+            slots: the variable's slots, in the order of `slot_names`.
+            learning_rate: scalar.
+            step: number of this update, 1 at the first, a float scalar.
+            weight_decay: decay of this variable, 0 where it is excluded.
+            adapt: False where the variable is excluded from layer adaptation.
+            path: path of the variable.
+        """
+
+    @abc.abstractmethod
+    def hyperparameters(self) -> dict:
+        """The subclass' own constructor arguments, for `get_config`."""
+
+    def build(self, variables):
+        """Creates the slots of `variables` and decides which of them are excluded."""
+        if getattr(self, "_paths", None) is not None:
+            return
+        super().build(variables)
+        paths = [variable_path(variable) for variable in variables]
+        no_decay = excluded("exclude_from_weight_decay", self._decay_exclusion, paths)
+        no_adaptation = excluded("exclude_from_layer_adaptation", self._adaptation_exclusion, paths)
+        self._decays = [not out and self._use_weight_decay(v) for out, v in zip(no_decay, variables, strict=True)]
+        self._adapts = [not out for out in no_adaptation]
+        self._slots = {name: [self._add_slot(variable, name) for variable in variables] for name in self.slot_names}
+        self._paths = paths
+        logger.info("%s\n%s", self.name, self.summary())
+
+    def update_step(self, gradient, variable, learning_rate=None):
+        """Updates one variable and its slots in place."""
+        index = self._index_dict[self._var_key(variable)] if _keras.LEGACY else self._get_variable_index(variable)
+        dtype = _compute_dtype(variable)
+        slots = [self._slots[name][index] for name in self.slot_names]
+        weight = ops.cast(variable, dtype)
+        step, new_slots = self.rule(
+            weight,
+            ops.cast(gradient, dtype),
+            [ops.cast(slot, dtype) for slot in slots],
+            learning_rate=ops.cast(self.learning_rate if learning_rate is None else learning_rate, dtype),
+            step=ops.cast(self.iterations, dtype) + 1,
+            weight_decay=self.weight_decay if self._decays[index] else 0.0,
+            adapt=self._adapts[index],
+            path=self._paths[index],
+        )
+        for slot, value in zip(slots, new_slots, strict=True):
+            slot.assign(value)
+        if _keras.dtype_name(variable) == dtype:
+            variable.assign_sub(step)
+        else:
+            variable.assign(ops.cast(weight - step, _keras.dtype_name(variable)))
+
+    def summary(self) -> str:
+        """A table of the variables: whether each is decayed and adapted. Known once the optimizer is built."""
+        if getattr(self, "_paths", None) is None:
+            raise ValueError("The optimizer is not built yet: call `build(variables)` or train one step first.")
+        width = max(len(path) for path in self._paths)
+        rows = [f"{'variable':{width}}  weight decay  layer adaptation"]
+        for path, decays, adapts in zip(self._paths, self._decays, self._adapts, strict=True):
+            rows.append(f"{path:{width}}  {'yes' if decays else 'no':12}  {'yes' if adapts else 'no'}")
+        return "\n".join(rows)
+
+    def get_config(self):
+        config = super().get_config()
+        if _keras.LEGACY:
+            config["learning_rate"] = self._serialize_hyperparameter(self._learning_rate)
+        return {
+            **config,
+            "weight_decay": self.weight_decay,
+            "exclude_from_weight_decay": serialize_function(self._decay_exclusion),
+            "exclude_from_layer_adaptation": serialize_function(self._adaptation_exclusion),
+            **self.hyperparameters(),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for argument in ("exclude_from_weight_decay", "exclude_from_layer_adaptation"):
+            config[argument] = deserialize_function(config.get(argument), custom_objects)
+        return super().from_config(config, custom_objects=custom_objects)
+
+    def _apply_weight_decay(self, variables):
+        """Does nothing: decay is part of the rule. The base class would decay in a pass of its own."""
+
+    def _add_slot(self, variable, name):
+        dtype = _compute_dtype(variable)
+        if _keras.dtype_name(variable) == dtype:
+            return self.add_variable_from_reference(variable, name)
+        slot_name = f"{variable_path(variable).replace('/', '_')}_{name}"
+        return self.add_variable(variable.shape, dtype=dtype, name=slot_name)
+
+
+def _compute_dtype(variable) -> str:
+    """float64 for float64 variables, float32 for all others: norms and moments overflow in half precision."""
+    return "float64" if _keras.dtype_name(variable) == "float64" else "float32"
