@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import time
+from importlib import metadata
 from pathlib import Path
 
 import keras_lsb
@@ -14,10 +15,18 @@ from keras_lsb.schedules import LEGW, LinearWarmup
 METHODS = ("legw", "linear", "linear-warmup", "sqrt")
 
 
-def parse_arguments(description: str, *, batch_size: int, epochs: int, warmup_epochs: float, learning_rate: float):
+def parse_arguments(
+    description: str,
+    *,
+    batch_size: int,
+    epochs: int,
+    warmup_epochs: float,
+    learning_rate: float,
+    stand_in: str = "data that scikit-learn ships",
+):
     """The flags of every example; the recipe's numbers at its base batch size are the defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--data-dir", help="folder with the data set; without it, data that scikit-learn ships")
+    parser.add_argument("--data-dir", help=f"folder with the data set; without it, {stand_in}")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="global batch size, in examples")
     parser.add_argument("--base-batch-size", type=int, default=batch_size, help="batch size the recipe was tuned at")
     parser.add_argument("--epochs", type=int, default=epochs)
@@ -99,7 +108,7 @@ def versions() -> dict:
     return {
         "keras_lsb": keras_lsb.__version__,
         "tensorflow": tf.__version__,
-        "keras": tf.keras.__version__ if hasattr(tf.keras, "__version__") else tf.keras.version(),
+        "keras": metadata.version(tf.keras.Model.__module__.split(".")[0]),  # of keras or of tf_keras
         "python": platform.python_version(),
         "cores": os.cpu_count(),
     }

@@ -7,6 +7,7 @@ The recipe (learning rate, warm-up, clip norm) is that of batch 20; any other ba
 
 DATA holds ptb.train.txt.gz, ptb.valid.txt.gz and ptb.test.txt.gz. Without it the text is a random walk over 100 words,
 whose best possible perplexity is 4. An interrupted run continues at the epoch it had reached.
+--hold-out leaves the test text alone and evaluates on the validation text only.
 """
 
 import gzip
@@ -19,6 +20,7 @@ import numpy as np
 
 UNITS = 200
 UNROLL = 20
+CLIP_NORM = 5.0
 CONSTANT_EPOCHS = 4
 
 
@@ -31,14 +33,14 @@ def load(data_dir: str | None):
         for choice in random.integers(4, size=60_000):
             words.append(followers[words[-1]][choice])
         return np.split(np.asarray(words, "int32"), [50_000, 55_000]), 100
-    texts = [gzip.open(Path(data_dir) / f"ptb.{part}.txt.gz", "rt") for part in ("train", "valid", "test")]
-    texts = [text.read().replace("\n", " <eos> ").split() for text in texts]
+    paths = [Path(data_dir) / f"ptb.{part}.txt.gz" for part in ("train", "valid", "test")]
+    texts = [gzip.decompress(path.read_bytes()).decode().replace("\n", " <eos> ").split() for path in paths]
     numbers = {word: number for number, (word, _) in enumerate(Counter(texts[0]).most_common())}
     return [np.asarray([numbers[word] for word in text], "int32") for text in texts], len(numbers)
 
 
 def streams(words, batch_size: int):
-    """Inputs and labels for truncated back-propagation: (batches * batch_size, UNROLL), not to be shuffled.
+    """Inputs and labels for truncated back-propagation, each (batches * batch_size, UNROLL) and not to be shuffled.
 
     The text is cut into `batch_size` streams of equal length; row r of each batch continues row r of the batch before.
     """
@@ -83,22 +85,87 @@ def build_model(keras, vocabulary: int, batch_size: int, length: int | None):
 
 def reset_states(model) -> None:
     for layer in model.layers:
-        if getattr(layer, "stateful", False):
-            (layer.reset_state if hasattr(layer, "reset_state") else layer.reset_states)()
+        if hasattr(layer, "reset_states"):
+            layer.reset_states()
 
 
-def cross_entropy(keras):
-    """The loss of the recipe: summed over the words of a row, averaged over the rows of the batch."""
-
-    def summed_cross_entropy(labels, logits):
-        losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-        return losses @ np.ones((UNROLL, 1), "float32")
-
-    return summed_cross_entropy
+def perplexity(model, words) -> float:
+    """Of the text in one stream, each word given all the words before it; `model` has batch size 1 and any length."""
+    reset_states(model)
+    total = 0.0
+    for start in range(0, len(words) - 1, 1000):
+        labels = words[None, start + 1 : start + 1001]
+        inputs = words[None, start : start + labels.size]
+        total += labels.size * model.evaluate(inputs, labels, batch_size=1, verbose=0)
+    return float(np.exp(total / (len(words) - 1)))
 
 
 def main() -> None:
-    raise SystemExit
+    # A warm-up of 0.1 epochs, a priori: at 32 times the batch it is 3.2 epochs and still ends before the first halving.
+    parser = common.parse_arguments(
+        __doc__, batch_size=20, epochs=13, warmup_epochs=0.1, learning_rate=1.0, stand_in="a random walk over 100 words"
+    )
+    arguments = parser.parse_args()
+    common.set_threads(arguments.threads)
+    import tensorflow as tf
+
+    keras = tf.keras
+    (train, valid, test), vocabulary = load(arguments.data_dir)
+    inputs, labels = streams(train, arguments.batch_size)
+    steps = common.steps_in_epoch(len(inputs), arguments)
+    halvings = range(CONSTANT_EPOCHS, arguments.epochs) or [arguments.epochs]
+    # In epochs. Keras still gives the old value at a boundary: half a step earlier, an epoch starts with its own value.
+    recipe = keras.optimizers.schedules.PiecewiseConstantDecay(
+        boundaries=[epoch - 0.5 / steps for epoch in halvings],
+        values=[arguments.learning_rate * 0.5**power for power in range(len(halvings) + 1)],
+    )
+    schedule = common.scaled_schedule(arguments.method, recipe, arguments, steps)
+    print(schedule.summary())
+    for seed in arguments.seeds:
+        folder = arguments.output / common.run_name("ptb_lstm", arguments, seed)
+        result = common.finished(folder)
+        if result is None:
+            started = time.time()
+            keras.utils.set_random_seed(seed)
+            model = build_model(keras, vocabulary, arguments.batch_size, UNROLL)
+            model.compile(
+                optimizer=keras.optimizers.SGD(schedule, global_clipnorm=CLIP_NORM),
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                loss_weights=float(UNROLL),  # the recipe sums over the words of a row, Keras averages
+                jit_compile=False,
+            )
+            reset = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs, model=model: reset_states(model))
+            limit = steps * arguments.batch_size
+            history = model.fit(
+                inputs[:limit],
+                labels[:limit],
+                batch_size=arguments.batch_size,
+                epochs=arguments.epochs,
+                shuffle=False,
+                verbose=2,
+                callbacks=[*common.callbacks(keras, folder), reset],
+            )
+            evaluator = build_model(keras, vocabulary, batch_size=1, length=None)
+            evaluator.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+            for target, source in zip(evaluator.trainable_variables, model.trainable_variables, strict=True):
+                target.assign(source)
+            valid_perplexity = perplexity(evaluator, valid)
+            losses = [float(value) / UNROLL for value in history.history["loss"]]
+            result = common.record(
+                folder,
+                arguments,
+                seed,
+                started,
+                test_perplexity=None if arguments.hold_out else perplexity(evaluator, test),
+                valid_perplexity=valid_perplexity,
+                losses=losses,
+                diverged=not np.isfinite([*losses, valid_perplexity]).all(),
+            )
+        test_perplexity = "not computed" if arguments.hold_out else f"{result['test_perplexity']:.2f}"
+        print(
+            f"seed {seed}: validation perplexity {result['valid_perplexity']:.2f}, test perplexity {test_perplexity}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Keras 3 with whatever backend Keras itself selects. No other module imports eith
 """
 
 import os
+import platform
 
 import keras as keras3
 
@@ -37,3 +38,21 @@ register = keras.saving.register_keras_serializable(package="keras_lsb")
 def dtype_name(variable) -> str:
     """Name of a variable's own type, also where mixed precision makes it report the type it is cast to."""
     return keras3.backend.standardize_dtype(getattr(variable, "true_dtype", variable.dtype))
+
+
+def native(variable):
+    """The TensorFlow variable inside a Keras variable; on other backends, and for what is none, the argument itself."""
+    return variable.value if BACKEND == "tensorflow" and isinstance(variable, keras3.Variable) else variable
+
+
+def can_compile_update(variable) -> bool:
+    """Whether `compile_update` takes this variable: a plain TensorFlow one, on a platform that has XLA."""
+    on_apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    return BACKEND == "tensorflow" and type(variable).__name__ == "ResourceVariable" and not on_apple
+
+
+def compile_update(function):
+    """`function` compiled by XLA, which updates the variables it is given in place."""
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True, autograph=False)

@@ -13,8 +13,16 @@ _REDUCTION = "_all_reduce_sum_gradients"
 def densify(gradients):
     """Turns sparse gradients into dense ones, duplicates summed; None stays None."""
     return [
-        ops.convert_to_tensor(gradient) if hasattr(gradient, "indices") else gradient for gradient in gradients
+        ops.segment_sum(gradient.values, gradient.indices, num_segments=gradient.dense_shape[0])
+        if hasattr(gradient, "indices")
+        else gradient
+        for gradient in gradients
     ]
+
+
+def is_replicated(variable) -> bool:
+    """Whether the variable is one replica's copy of a distributed variable."""
+    return hasattr(variable, "_distributed_container")
 
 
 class _ClipsDense(_keras.Optimizer):

@@ -26,7 +26,7 @@ class AdamP(RuleOptimizer):
     Args:
         learning_rate: a number >= 0, or a schedule of steps such as `keras_lsb.schedules.LEGW`.
         beta_1, beta_2: decay rates of the two moments, in [0, 1).
-        epsilon: >= 0.
+        epsilon: at least 0.
         weight_decay: decoupled decay as in AdamW, >= 0.
         delta: threshold of the projection's cosine, >= 0; 0 never projects, which leaves AdamW.
         wd_ratio: factor of the decay where the projection fires, >= 0.
@@ -38,7 +38,8 @@ class AdamP(RuleOptimizer):
             convolution kernels. A variable does not tell its layer, so name the exceptions: a mapping from patterns
             to axes, e.g. `{"depthwise": (-2, -1), "embeddings": (0,)}`, or a function of the path.
         name: name of the optimizer.
-        **kwargs: Keras' own: clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, ...
+        **kwargs: `fused=False` turns off the compiled update of large variables on TensorFlow; the rest is Keras' own:
+            clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, ...
 
     Raises:
         ValueError: an argument out of range; the message names it and its value.
@@ -75,8 +76,8 @@ class AdamP(RuleOptimizer):
         self.nesterov = bool(nesterov)
         self.channel_axes = _check_channel_axes(channel_axes)
 
-    def rule(self, weight, gradient, slots, *, learning_rate, step, weight_decay, adapt, path):
-        change, *moments = rules.adamp(
+    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+        return rules.adamp(
             weight,
             gradient,
             *slots,
@@ -84,7 +85,7 @@ class AdamP(RuleOptimizer):
             step=step,
             weight_decay=weight_decay,
             adapt=adapt,
-            channel_axes=self._axes_of(path),
+            **options,
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
@@ -92,7 +93,6 @@ class AdamP(RuleOptimizer):
             weight_decay_ratio=self.wd_ratio,
             nesterov=self.nesterov,
         )
-        return change, moments
 
     def hyperparameters(self):
         return {
@@ -110,10 +110,11 @@ class AdamP(RuleOptimizer):
         axes = deserialize_function(config.get("channel_axes"), custom_objects)
         return super().from_config({**config, "channel_axes": axes}, custom_objects=custom_objects)
 
-    def _axes_of(self, path: str) -> tuple[int, ...]:
+    def options(self, path):
         if callable(self.channel_axes):
-            return tuple(self.channel_axes(path))
-        return next((tuple(axes) for pattern, axes in self.channel_axes.items() if re.search(pattern, path)), (-1,))
+            return {"channel_axes": tuple(self.channel_axes(path))}
+        matching = (axes for pattern, axes in self.channel_axes.items() if re.search(pattern, path))
+        return {"channel_axes": tuple(next(matching, (-1,)))}
 
 
 def _check_channel_axes(channel_axes: ChannelAxes):

@@ -1,12 +1,14 @@
 """The Keras side of every optimizer: slots, exclusions, precision and config, around a rule that is pure."""
 
 import abc
+import functools
 import logging
+import math
 
 from keras_lsb import _keras
 from keras_lsb._checks import non_negative
 from keras_lsb._keras import ops
-from keras_lsb.distribute.reduction import ReplicatedOptimizer
+from keras_lsb.distribute.reduction import ReplicatedOptimizer, is_replicated
 from keras_lsb.optimizers.exclusions import (
     Exclusion,
     check_exclusion,
@@ -26,6 +28,9 @@ _BASE_ARGUMENTS |= (
     else {"loss_scale_factor", "gradient_accumulation_steps"}
 )
 
+# Entries from which one compiled pass over a variable is worth its launch; below, TensorFlow's own ops are faster.
+_FUSE_FROM = 16_384
+
 
 class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     """Base of the package's optimizers: a subclass names its slots and hands arrays to a rule.
@@ -33,6 +38,10 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     A subclass defines `slot_names`, `rule` and `hyperparameters`. The base keeps one slot of each name per variable,
     computes in float32 (float64 for float64 variables) whatever the variable's type, sums sparse gradients into dense
     ones, applies decay only inside the rule and round-trips the config.
+
+    Args:
+        fused: on TensorFlow, whether XLA compiles the update of each large variable into few passes over its memory,
+            also where the model itself is not compiled. Shapes that occur often are compiled once.
     """
 
     slot_names: tuple[str, ...] = ()
@@ -44,6 +53,8 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         exclude_from_weight_decay: Exclusion,
         exclude_from_layer_adaptation: Exclusion,
         name: str,
+        *,
+        fused: bool = True,
         **kwargs,
     ):
         unknown = sorted(set(kwargs) - _BASE_ARGUMENTS)
@@ -60,28 +71,33 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             self._learning_rate = self._build_learning_rate(learning_rate)
         else:
             super().__init__(learning_rate=learning_rate, **arguments)
-        # The base class must not see our decay, or it would decay a second time: see `_apply_weight_decay`.
+        # Set after the base class, whose own decay is a pass of its own: see `_apply_weight_decay`.
         self.weight_decay = non_negative("weight_decay", weight_decay)
+        self.fused = bool(fused)
         self._decay_exclusion = check_exclusion("exclude_from_weight_decay", exclude_from_weight_decay)
         self._adaptation_exclusion = check_exclusion("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
 
     @abc.abstractmethod
-    def rule(self, weight, gradient, slots, *, learning_rate, step, weight_decay, adapt, path):
-        """One update: `(step to subtract from the weight, new slots)`.
+    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+        """One update: `(what to subtract from the weight, *new slots)`.
 
         Args:
             weight, gradient: arrays of one shape, float32 or float64.
-            slots: the variable's slots, in the order of `slot_names`.
+            *slots: the variable's slots, in the order of `slot_names`.
             learning_rate: scalar.
             step: number of this update, 1 at the first, a float scalar.
             weight_decay: decay of this variable, 0 where it is excluded.
             adapt: False where the variable is excluded from layer adaptation.
-            path: path of the variable.
+            **options: what `options` says of the variable.
         """
 
     @abc.abstractmethod
     def hyperparameters(self) -> dict:
         """The subclass' own constructor arguments, for `get_config`."""
+
+    def options(self, path: str) -> dict:
+        """Further arguments of the rule for the variable at `path`; values are hashable."""
+        return {}
 
     def build(self, variables):
         """Creates the slots of `variables` and decides which of them are excluded."""
@@ -100,25 +116,21 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     def update_step(self, gradient, variable, learning_rate=None):
         """Updates one variable and its slots in place."""
         index = self._index_dict[self._var_key(variable)] if _keras.LEGACY else self._get_variable_index(variable)
-        dtype = _compute_dtype(variable)
-        slots = [self._slots[name][index] for name in self.slot_names]
-        weight = ops.cast(variable, dtype)
-        step, new_slots = self.rule(
-            weight,
-            ops.cast(gradient, dtype),
-            [ops.cast(slot, dtype) for slot in slots],
-            learning_rate=ops.cast(self.learning_rate if learning_rate is None else learning_rate, dtype),
-            step=ops.cast(self.iterations, dtype) + 1,
-            weight_decay=self.weight_decay if self._decays[index] else 0.0,
-            adapt=self._adapts[index],
-            path=self._paths[index],
-        )
-        for slot, value in zip(slots, new_slots, strict=True):
-            slot.assign(value)
-        if _keras.dtype_name(variable) == dtype:
-            variable.assign_sub(step)
+        arguments = {
+            "weight_decay": self.weight_decay if self._decays[index] else 0.0,
+            "adapt": self._adapts[index],
+            **self.options(self._paths[index]),
+        }
+        variables = [_keras.native(v) for v in (variable, *(self._slots[name][index] for name in self.slot_names))]
+        shape = tuple(variables[0].shape)
+        can_fuse = self.fused and math.prod(shape) >= _FUSE_FROM and not is_replicated(variables[0])
+        if can_fuse and all(_keras.can_compile_update(v) for v in variables):
+            update = self._compiled_update(shape, _keras.dtype_name(variables[0]), tuple(sorted(arguments.items())))
         else:
-            variable.assign(ops.cast(weight - step, _keras.dtype_name(variable)))
+            update = functools.partial(self._update, arguments=arguments)
+        dtype = _compute_dtype(variable)
+        rate = ops.cast(self.learning_rate if learning_rate is None else learning_rate, dtype)
+        update(ops.cast(gradient, dtype), rate, ops.cast(self.iterations, dtype) + 1, *variables)
 
     def summary(self) -> str:
         """A table of the variables: whether each is decayed and adapted. Known once the optimizer is built."""
@@ -139,6 +151,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             "weight_decay": self.weight_decay,
             "exclude_from_weight_decay": serialize_function(self._decay_exclusion),
             "exclude_from_layer_adaptation": serialize_function(self._adaptation_exclusion),
+            "fused": self.fused,
             **self.hyperparameters(),
         }
 
@@ -149,6 +162,28 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             config[argument] = deserialize_function(config.get(argument), custom_objects)
         return super().from_config(config, custom_objects=custom_objects)
 
+    def _update(self, gradient, learning_rate, step, variable, *slots, arguments):
+        dtype = _compute_dtype(variable)
+        weight = ops.cast(variable, dtype)
+        values = [ops.cast(slot, dtype) for slot in slots]
+        change, *values = self.rule(weight, gradient, *values, learning_rate=learning_rate, step=step, **arguments)
+        for slot, value in zip(slots, values, strict=True):
+            slot.assign(value)
+        if _keras.dtype_name(variable) == dtype:
+            variable.assign_sub(change)
+        else:
+            variable.assign(ops.cast(weight - change, _keras.dtype_name(variable)))
+
+    def _compiled_update(self, shape, dtype, arguments):
+        """`_update` compiled for one shape: variables of the same shape and treatment share it."""
+        if not hasattr(self, "_compiled_updates"):
+            self._compiled_updates = _Untracked()
+        key = (shape, dtype, arguments)
+        if key not in self._compiled_updates.functions:
+            function = functools.partial(self._update, arguments=dict(arguments))
+            self._compiled_updates.functions[key] = _keras.compile_update(function)
+        return self._compiled_updates.functions[key]
+
     def _apply_weight_decay(self, variables):
         """Does nothing: decay is part of the rule. The base class would decay in a pass of its own."""
 
@@ -158,6 +193,13 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             return self.add_variable_from_reference(variable, name)
         slot_name = f"{variable_path(variable).replace('/', '_')}_{name}"
         return self.add_variable(variable.shape, dtype=dtype, name=slot_name)
+
+
+class _Untracked:
+    """Keeps compiled functions out of sight of Keras' and TensorFlow's attribute tracking."""
+
+    def __init__(self):
+        self.functions = {}
 
 
 def _compute_dtype(variable) -> str:

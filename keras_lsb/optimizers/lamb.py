@@ -21,7 +21,7 @@ class LAMB(RuleOptimizer):
     Args:
         learning_rate: a number >= 0, or a schedule of steps such as `keras_lsb.schedules.LEGW`.
         beta_1, beta_2: decay rates of the two moments, in [0, 1).
-        epsilon: >= 0; 0 stays 0.
+        epsilon: at least 0; 0 stays 0.
         weight_decay: decay inside u, >= 0. It changes the direction of the step, not its length.
         exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path. None excludes
             biases and normalization parameters, [] nothing.
@@ -33,7 +33,8 @@ class LAMB(RuleOptimizer):
         weight_norm_bounds: (low, high) to which the weight's norm is clipped in the ratio; None leaves it alone.
         max_trust_ratio: upper bound of the ratio, > 0; None for none.
         name: name of the optimizer.
-        **kwargs: Keras' own: clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, ...
+        **kwargs: `fused=False` turns off the compiled update of large variables on TensorFlow; the rest is Keras' own:
+            clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, ...
 
     Raises:
         ValueError: an argument out of range; the message names it and its value.
@@ -71,8 +72,8 @@ class LAMB(RuleOptimizer):
         self.weight_norm_bounds = _bounds(weight_norm_bounds)
         self.max_trust_ratio = None if max_trust_ratio is None else positive("max_trust_ratio", max_trust_ratio)
 
-    def rule(self, weight, gradient, slots, *, learning_rate, step, weight_decay, adapt, path):
-        change, *moments = rules.lamb(
+    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+        return rules.lamb(
             weight,
             gradient,
             *slots,
@@ -82,7 +83,6 @@ class LAMB(RuleOptimizer):
             adapt=adapt,
             **self.hyperparameters(),
         )
-        return change, moments
 
     def hyperparameters(self):
         return {

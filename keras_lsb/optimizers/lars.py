@@ -22,7 +22,7 @@ class LARS(RuleOptimizer):
         learning_rate: a number >= 0, or a schedule of steps such as `keras_lsb.schedules.LEGW`.
         momentum: in [0, 1).
         weight_decay: L2 decay inside the rule, >= 0; ImageNet recipes use 1e-4.
-        trust_coefficient: > 0.
+        trust_coefficient: positive.
         epsilon: added to the denominator of r, >= 0.
         nesterov: whether to step along the next velocity.
         exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path. None excludes
@@ -32,7 +32,8 @@ class LARS(RuleOptimizer):
         rate: whether the learning rate and r act "inside" the velocity (the paper) or "outside"; they differ only when
             the learning rate changes.
         name: name of the optimizer.
-        **kwargs: Keras' own: clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, ...
+        **kwargs: `fused=False` turns off the compiled update of large variables on TensorFlow; the rest is Keras' own:
+            clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, ...
 
     Raises:
         ValueError: an argument out of range; the message names it and its value.
@@ -67,8 +68,8 @@ class LARS(RuleOptimizer):
         self.denominator = choice("denominator", denominator, ("sum", "joint"))
         self.rate = choice("rate", rate, ("inside", "outside"))
 
-    def rule(self, weight, gradient, slots, *, learning_rate, step, weight_decay, adapt, path):
-        change, velocity = rules.lars(
+    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+        return rules.lars(
             weight,
             gradient,
             *slots,
@@ -77,7 +78,6 @@ class LARS(RuleOptimizer):
             adapt=adapt,
             **self.hyperparameters(),
         )
-        return change, [velocity]
 
     def hyperparameters(self):
         return {

@@ -52,9 +52,7 @@ def adamp(
     direction = momentum / denominator
     ratio = 1.0
     if adapt and len(weight.shape) > 1:
-        direction, fired = project(
-            weight, gradient, direction, channel_axes=channel_axes, delta=delta, epsilon=epsilon
-        )
+        direction, fired = project(weight, gradient, direction, channel_axes=channel_axes, delta=delta, epsilon=epsilon)
         ratio = ops.where(fired, ops.full_like(step, weight_decay_ratio), ops.ones_like(step))
     change = learning_rate / bias_correction(beta_1, step) * direction
     if weight_decay:

@@ -30,10 +30,11 @@ def legw(learning_rate: float, warmup_epochs: float, factor: float) -> tuple[flo
     Raises:
         ValueError: a negative, zero (where it must be positive) or non-finite argument.
 
-    >>> legw(0.1, 0.5, 4)
-    (0.2, 2.0)
-    >>> legw(0.1, 0.0, 1)
-    (0.1, 0.0)
+    Examples:
+        >>> legw(0.1, 0.5, 4)
+        (0.2, 2.0)
+        >>> legw(0.1, 0.0, 1)
+        (0.1, 0.0)
     """
     factor = positive("factor", factor)
     rate = positive("learning_rate", learning_rate) * math.sqrt(factor)

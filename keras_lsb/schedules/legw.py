@@ -37,11 +37,12 @@ class LEGW(LinearWarmup):
 
     Source: You, Hseu, Ying, Demmel, Keutzer, Hsieh, 2019, arXiv 1901.08256.
 
-    >>> schedule = LEGW(0.1, base_batch_size=256, batch_size=4096, steps_per_epoch=16, warmup_epochs=2)
-    >>> [round(float(schedule(step)), 6) for step in (0, 256, 512, 10**6)]
-    [0.0, 0.2, 0.4, 0.4]
-    >>> print(schedule.summary())
-    LEGW: peak learning rate 0.4, warm-up 32 epochs = 512 steps, 16 steps per epoch
+    Examples:
+        >>> schedule = LEGW(0.1, base_batch_size=256, batch_size=4096, steps_per_epoch=16, warmup_epochs=2)
+        >>> [round(float(schedule(step)), 6) for step in (0, 256, 512, 10**6)]
+        [0.0, 0.2, 0.4, 0.4]
+        >>> print(schedule.summary())
+        LEGW: peak learning rate 0.4, warm-up 32 epochs = 512 steps, 16 steps per epoch
     """
 
     def __init__(

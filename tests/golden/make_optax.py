@@ -4,7 +4,7 @@
 
 optax.lars divides by the norm of the gradient with decay and keeps the learning rate inside the momentum. A learning
 rate that is a list gives the rate of each step. AdamW is here because AdamP with delta = 0 is AdamW. The lists
-`excluded_from_...` stand for optax' masks.
+`exclude_from_...` stand for optax' masks.
 """
 
 import platform
@@ -16,7 +16,7 @@ import optax
 from inputs import SHAPES, STEPS, make_inputs, write_golden
 
 SCHEDULE = [0.1, 0.1, 0.01, 0.01, 0.2]
-EXCLUSIONS = {"excluded_from_weight_decay": ["bias"], "excluded_from_layer_adaptation": ["bias"]}
+EXCLUSIONS = {"exclude_from_weight_decay": ["bias"], "exclude_from_layer_adaptation": ["bias"]}
 DEFAULTS = {
     "lars": {
         "learning_rate": 1.0,
@@ -43,14 +43,14 @@ RUNS = [
         "different_lists",
         {
             "weight_decay": 0.1,
-            "excluded_from_weight_decay": ["vector"],
-            "excluded_from_layer_adaptation": ["bias", "matrix"],
+            "exclude_from_weight_decay": ["vector"],
+            "exclude_from_layer_adaptation": ["bias", "matrix"],
         },
     ),
     ("lamb", "plain", {}),
     ("lamb", "decay", {"weight_decay": 0.1}),
     ("lamb", "schedule_decay", {"learning_rate": SCHEDULE, "weight_decay": 0.1}),
-    ("lamb", "excluded_from_weight_decay", {"weight_decay": 0.1, "excluded_from_weight_decay": ["bias"]}),
+    ("lamb", "excluded_from_weight_decay", {"weight_decay": 0.1, "exclude_from_weight_decay": ["bias"]}),
     ("lamb", "large_epsilon", {"weight_decay": 0.1, "eps": 0.01}),
     ("adamw", "plain", {"weight_decay": 0.0}),
     ("adamw", "decay", {}),
@@ -64,8 +64,8 @@ def build(kind, settings):
     if isinstance(rates, list):
         arguments["learning_rate"] = lambda count: jnp.asarray(rates)[count]
     for key, mask in (
-        ("excluded_from_weight_decay", "weight_decay_mask" if kind == "lars" else "mask"),
-        ("excluded_from_layer_adaptation", "trust_ratio_mask"),
+        ("exclude_from_weight_decay", "weight_decay_mask" if kind == "lars" else "mask"),
+        ("exclude_from_layer_adaptation", "trust_ratio_mask"),
     ):
         if key in arguments:
             excluded = arguments.pop(key)

@@ -29,7 +29,8 @@ def largest_cosine(gradient, weight, rows, epsilon):
         gradient_norm = np.sqrt(np.sum(gradient[row] ** 2))
         weight_norm = np.sqrt(np.sum(weight[row] ** 2))
         inner = abs(np.sum(gradient[row] * weight[row]))
-        largest = max(largest, inner / (max(gradient_norm, epsilon) * max(weight_norm, epsilon)))
+        # np.maximum, not max: a NaN row must veto the view.
+        largest = np.maximum(largest, inner / (max(gradient_norm, epsilon) * max(weight_norm, epsilon)))
     return largest
 
 

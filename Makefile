@@ -1,0 +1,49 @@
+# Every target creates and reuses the project's own virtual environment in .venv; PYTHON names the interpreter for it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-keras3 test-legacy test-jax lint docs bench mutants clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# One stamp per set of extras: `make demo` does not wait for what only the tests or the docs need.
+$(VENV)/%.stamp: setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/demo.stamp ## Train scikit-learn's digits at 1, 8 and 32 times the batch: table, plot, JSON
+	$(RUN) examples/demo.py
+
+test: test-keras3 test-legacy test-jax ## Run all tests: Keras 3, tf_keras, Keras 3 on JAX
+
+test-keras3: $(VENV)/test.stamp ## Run the tests on Keras 3 with TensorFlow
+	$(RUN) -m pytest
+
+test-legacy: $(VENV)/test.stamp ## Run the tests on tf_keras
+	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest
+
+test-jax: $(VENV)/test.stamp ## Run the tests that need no TensorFlow on Keras 3 with JAX
+	KERAS_BACKEND=jax $(RUN) -m pytest
+
+lint: $(VENV)/test.stamp ## Check style and the layer rule
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(RUN) -m pytest -q tests/test_layers.py
+
+mutants: $(VENV)/test.stamp ## Break the code on purpose: every break must turn a test red
+	$(RUN) -m tests.mutants
+
+docs: $(VENV)/docs.stamp ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/test.stamp ## Measure: optimizer steps, interleaved, as ratios
+	$(RUN) benchmarks/optimizer_step.py
+
+clean: ## Remove the virtual environment and everything that was built
+	rm -rf $(VENV) site build dist runs *.egg-info

@@ -1,0 +1,47 @@
+"""LEGW on the MNIST LSTM: every batch size, rule and seed, from one recipe tuned at batch 128 alone.
+
+    python benchmarks/mnist_lstm.py --data-dir DATA
+
+Runs `examples/mnist_lstm.py` once for each combination, one process and one thread each, `--jobs` at a time. Finished
+runs are kept and skipped, so it can be stopped and started again. Writes `benchmarks/results/mnist_lstm.json` and the
+figure in the documentation from whatever has finished.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import sweep
+
+ROOT = Path(__file__).resolve().parent
+BATCH_SIZES = (128, 1024, 4096, 8192)
+RULES = ("legw", "linear", "linear-warmup", "sqrt")
+SEEDS = (0, 1, 2)
+
+
+def combinations(rules):
+    """Flags of every run, the ones that decide an acceptance line first. At the base batch all rules are LEGW's."""
+    base = [("legw", 128)]
+    scaled = [(rule, batch) for rule, batch in itertools.product(rules, BATCH_SIZES[1:])]
+    legw = base + [run for run in scaled if run[0] == "legw"]
+    others = [run for run in scaled if run[0] != "legw"]
+    for group in (legw, others):
+        for seed in SEEDS:
+            for rule, batch in group:
+                yield ["--method", rule, "--batch-size", str(batch), "--seeds", str(seed)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True, help="folder of tensorflow-datasets with MNIST prepared")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--output", type=Path, default=Path("runs/mnist_lstm"))
+    arguments = parser.parse_args()
+    runs = list(combinations(arguments.rules))
+    sweep.run_all("mnist_lstm.py", runs, arguments.data_dir, arguments.output, arguments.jobs)
+    sweep.summarize(arguments.output, ROOT / "results" / "mnist_lstm.json", metric="accuracy", scale=100)
+
+
+if __name__ == "__main__":
+    main()

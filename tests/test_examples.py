@@ -1,0 +1,112 @@
+"""The examples, each in a process of its own as a user starts it, on data that needs no download."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import tensorflow_only
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SHORT = ("--limit-steps", "3", "--epochs", "2", "--threads", "1", "--hold-out")
+LIMIT_SECONDS = 240
+
+pytestmark = tensorflow_only("training with tf.keras")
+
+
+def command(example: str, folder: Path, *flags: str) -> list[str]:
+    return [sys.executable, str(EXAMPLES / example), "--output", str(folder), *flags]
+
+
+def run(example: str, folder: Path, *flags: str) -> str:
+    """What the example printed; fails with its output if it did."""
+    finished = subprocess.run(
+        command(example, folder, *flags), cwd=folder, capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def results(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("**/result.json"))]
+
+
+def logged_epochs(folder: Path) -> list[int]:
+    """Epochs in the only log below `folder`, in the order of its rows; none if there is no log yet."""
+    logs = list(folder.glob("**/log.csv"))
+    if not logs:
+        return []
+    with logs[0].open() as log:
+        return [int(row["epoch"]) for row in csv.DictReader(log) if row["epoch"].isdigit()]
+
+
+def check_record(folder: Path) -> dict:
+    """The only result below `folder`, after checks that two epochs ran, were logged and brought the loss down."""
+    (result,) = results(folder)
+    assert len(result["losses"]) == 2
+    assert np.isfinite(result["losses"]).all()
+    assert result["losses"][1] < result["losses"][0]
+    assert not result["diverged"]
+    assert logged_epochs(folder) == [0, 1]
+    return result
+
+
+def test_demo_compares_all_rules_at_all_batch_sizes(tmp_path):
+    output = run("demo.py", tmp_path, "--quick")
+    (summary,) = results(tmp_path)
+    variants = {(result["rule"], result["factor"]) for result in summary["results"]}
+    rules = ("legw", "linear", "linear-warmup", "sqrt")
+    assert variants == {("legw", 1)} | {(rule, factor) for rule in rules for factor in (8, 32)}
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert summary["versions"]["cores"] == os.cpu_count()
+    baseline = summary["results"][0]
+    assert baseline["accuracy"] > 80, "four epochs at the base batch size learn the digits"
+    assert f"{baseline['accuracy']:.2f}" in output
+    for result in summary["results"]:
+        assert len(result["learning_rates"]) == result["steps"]
+        warms_up = result["rule"] in ("legw", "linear-warmup")
+        assert (result["learning_rates"][0] == 0) == warms_up
+
+
+@pytest.mark.parametrize("example", ["ptb_lstm.py", "cifar10_resnet.py"])
+def test_example_trains_and_records(example, tmp_path):
+    run(example, tmp_path, *SHORT)
+    check_record(tmp_path)
+
+
+def test_finished_run_is_recorded_and_not_repeated(tmp_path):
+    first = run("mnist_lstm.py", tmp_path, *SHORT)
+    recorded = check_record(tmp_path)
+    second = run("mnist_lstm.py", tmp_path, *SHORT)
+    assert results(tmp_path) == [recorded]
+    assert "Epoch 1/2" in first
+    assert "Epoch" not in second
+    assert second.splitlines()[-1] == first.splitlines()[-1]
+
+
+def test_killed_run_continues_at_the_epoch_it_had_reached(tmp_path):
+    # Epochs of a few seconds: the kill arrives within one of them, and never after the last.
+    flags = ("--batch-size", "2", "--limit-steps", "300", "--epochs", "5", "--threads", "1", "--hold-out")
+    with subprocess.Popen(
+        command("mnist_lstm.py", tmp_path, *flags),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as interrupted:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while 1 not in logged_epochs(tmp_path) and interrupted.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        interrupted.kill()
+    before = logged_epochs(tmp_path)
+    assert before[:2] == [0, 1]
+    assert not results(tmp_path), "the run was killed too late to test anything"
+    output = run("mnist_lstm.py", tmp_path, *flags)
+    assert "Epoch 1/5" not in output, "the run started again from the first epoch"
+    assert logged_epochs(tmp_path) == [0, 1, 2, 3, 4]
+    assert len(results(tmp_path)) == 1
