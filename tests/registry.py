@@ -9,7 +9,7 @@ from keras_lsb.schedules import LEGW, LinearWarmup
 from tests.reference.adamp import adamp_step
 from tests.reference.lamb import lamb_step
 from tests.reference.lars import lars_step
-from tests.support import keras
+from tests.support import apply, keras, make_variable
 
 _schedules = keras.optimizers.schedules
 
@@ -93,6 +93,19 @@ def inputs(seed: int = 20190401):
         gradient = gradients["invariant/kernel"][number]
         gradient -= weight * np.sum(weight * gradient, axis=0) / np.sum(weight**2, axis=0)
     return weights, gradients
+
+
+def variables_of(weights: dict, dtype: str = "float32"):
+    """Variables with the weights' paths."""
+    return [make_variable(weight, path, dtype) for path, weight in weights.items()]
+
+
+def train(optimizer, weights: dict, gradients: dict, steps: int = 6, dtype: str = "float32"):
+    """New variables after `steps` updates by hand."""
+    variables = variables_of(weights, dtype)
+    for step in range(steps):
+        apply(optimizer, [gradients[path][step] for path in weights], variables)
+    return variables
 
 
 def decaying_rate(initial: float):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from keras_lsb import _keras
 from tests import registry
 from tests.support import LEGACY, assert_all_close, keras, make_variable, ops, snapshot, tensorflow_only, to_numpy
 
@@ -23,9 +24,8 @@ def make_model(seed=3):
         ]
     )
     random = np.random.default_rng(seed)
-    model.set_weights(
-        [value + random.normal(size=value.shape) * 0.3 for value in model.get_weights()[:-1]] + model.get_weights()[-1:]
-    )
+    for weight in model.trainable_weights:
+        weight.assign(random.normal(size=weight.shape) * 0.5)
     return model
 
 
@@ -57,11 +57,7 @@ def fit(model, epochs=2, initial_epoch=0, callbacks=(), x=X):
 
 
 def weights(model):
-    return (
-        [to_numpy(weight) for weight in model.get_weights()]
-        if False
-        else [np.array(w, "float64") for w in model.get_weights()]
-    )
+    return [np.array(weight, "float64") for weight in model.get_weights()]
 
 
 @every_class
@@ -137,16 +133,16 @@ def test_jit_equals_no_jit(name):
     assert_all_close(weights(fit(jitted)), weights(fit(plain)), 5e-6)
 
 
-@tensorflow_only("counting the traces of fit")
 @every_class
-def test_fit_traces_once(name):
-    model = compiled(name)
-    fit(model, epochs=1)
-    function = getattr(model, "train_tf_function", None) or model.train_function
-    count = getattr(function, "experimental_get_tracing_count", None)
-    traces = count() if count else model.optimizer.iterations
+def test_fit_traces_once(name, monkeypatch):
+    calls, cls = [], registry.OPTIMIZERS[name][0]
+    rule = cls.rule
+    monkeypatch.setattr(cls, "rule", lambda *args, **kwargs: calls.append(1) or rule(*args, **kwargs))
+    model = fit(compiled(name), epochs=1)
+    traced = len(calls)
+    assert traced > 0
     fit(model, epochs=3, initial_epoch=1)
-    assert count is None or count() == traces == 1
+    assert len(calls) == traced
 
 
 @pytest.fixture
@@ -169,9 +165,7 @@ def test_mixed_precision_trains_float32_weights(name, policy):
     assert model.evaluate(X, Y, verbose=0) < loss
     state = snapshot(inner, model.trainable_variables)
     assert all(np.isfinite(array).all() for array in state)
-    assert {
-        str(slot.dtype).split("'")[-2 if "'" in str(slot.dtype) else 0] for slot in inner._slots[inner.slot_names[0]]
-    } == {"float32"}
+    assert {_keras.dtype_name(slot) for slot in inner._slots[inner.slot_names[0]]} == {"float32"}
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
@@ -183,7 +177,8 @@ def test_fit_skips_a_step_that_overflows(name, policy):
     model.compile(optimizer=registry.make(name), loss="mse")
     fit(model, epochs=1, x=broken)
     inner = model.optimizer.inner_optimizer
-    assert int(to_numpy(ops.cast(inner.iterations, "int32"))) == 3
+    # tf_keras' loss scaling counts a skipped step in `iterations`, Keras 3's does not.
+    assert int(to_numpy(ops.cast(inner.iterations, "int32"))) == (4 if LEGACY else 3)
     assert all(np.isfinite(array).all() for array in snapshot(inner, model.trainable_variables))
 
 
@@ -202,6 +197,7 @@ def test_infinite_gradient_changes_nothing(name):
     for bad in (np.inf, np.nan):
         gradients = [ops.convert_to_tensor([[0.5, bad]], "float32"), finite[1]]
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        assert_all_close(snapshot(inner, variables), before, 0)
+        assert_all_close(snapshot(inner, variables)[:-1], before[:-1], 0)
     optimizer.apply_gradients(zip(finite, variables, strict=True))
-    assert int(to_numpy(ops.cast(inner.iterations, "int32"))) == 2
+    # tf_keras' loss scaling counts a skipped step in `iterations`, Keras 3's does not.
+    assert int(to_numpy(ops.cast(inner.iterations, "int32"))) == (4 if LEGACY else 2)

@@ -267,6 +267,7 @@ def test_summary_prints_peak_and_warmup():
     assert "peak learning rate 4 x schedule" in recipe(schedules.CosineDecay(0.1, 90)).summary()
 
 
+@tensorflow_only("weights after every batch of fit")
 @pytest.mark.parametrize("nested", [False, True])
 def test_in_compile_and_fit(nested):
     rate = schedules.PiecewiseConstantDecay([1.0], [0.1, 0.05]) if nested else 0.1

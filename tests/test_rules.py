@@ -269,6 +269,12 @@ def test_lars_decays_at_the_full_rate_without_a_gradient():
     assert_close(run(rules.lars, W, [np.zeros((2, 3))], weight_decay=0.5)[1], np.multiply(W, 1 - 0.1 * 0.5), 1e-7)
 
 
+@pytest.mark.parametrize("shape", [(4095,), (4096,), (4104,), (64, 65, 3), (5000, 1)])
+def test_norm_of_a_large_array(shape):
+    array = np.random.default_rng(2).normal(size=shape)
+    assert to_numpy(rules.euclidean_norm(to_tensor(array))) == pytest.approx(np.linalg.norm(array), rel=1e-6)
+
+
 def test_norm_of_a_scalar_is_its_absolute_value():
     assert to_numpy(rules.euclidean_norm(to_tensor(-3.0))) == 3
 

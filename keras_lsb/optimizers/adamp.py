@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from keras_lsb import _keras, rules
 from keras_lsb._checks import decay_rate, non_negative
 from keras_lsb.optimizers.base import RuleOptimizer
-from keras_lsb.optimizers.exclusions import Exclusion, deserialize_function, serialize_function
+from keras_lsb.optimizers.exclusions import Exclusion, deserialize_selection, serialize_selection
 
 ChannelAxes = Mapping[str, tuple[int, ...]] | Callable[[str], tuple[int, ...]] | None
 
@@ -36,7 +36,8 @@ class AdamP(RuleOptimizer):
         exclude_from_layer_adaptation: likewise, for variables that must not be projected.
         channel_axes: which axes of a kernel number its output channels. None is the last axis, right for dense and
             convolution kernels. A variable does not tell its layer, so name the exceptions: a mapping from patterns
-            to axes, e.g. `{"depthwise": (-2, -1), "embeddings": (0,)}`, or a function of the path.
+            to axes, e.g. `{"depthwise": (-2, -1), "embeddings": (0,)}`, or a function of the path. Attention's
+            three-dimensional kernels number theirs by the last two.
         name: name of the optimizer.
         **kwargs: `fused=False` turns off the compiled update of large variables on TensorFlow; the rest is Keras' own:
             clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, ...
@@ -102,13 +103,16 @@ class AdamP(RuleOptimizer):
             "delta": self.delta,
             "wd_ratio": self.wd_ratio,
             "nesterov": self.nesterov,
-            "channel_axes": serialize_function(self.channel_axes),
+            "channel_axes": serialize_selection(self.channel_axes),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        axes = deserialize_function(config.get("channel_axes"), custom_objects)
+        axes = deserialize_selection(config.get("channel_axes"), custom_objects)
         return super().from_config({**config, "channel_axes": axes}, custom_objects=custom_objects)
+
+    def patterns(self):
+        return {**super().patterns(), "channel_axes": self.channel_axes}
 
     def options(self, path):
         if callable(self.channel_axes):

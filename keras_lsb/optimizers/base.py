@@ -12,10 +12,11 @@ from keras_lsb.distribute.reduction import ReplicatedOptimizer, is_replicated
 from keras_lsb.optimizers.exclusions import (
     Exclusion,
     check_exclusion,
-    deserialize_function,
+    deserialize_selection,
     excluded,
-    serialize_function,
+    serialize_selection,
     variable_path,
+    warn_of_idle_patterns,
 )
 
 logger = logging.getLogger("keras_lsb")
@@ -95,6 +96,13 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     def hyperparameters(self) -> dict:
         """The subclass' own constructor arguments, for `get_config`."""
 
+    def patterns(self) -> dict:
+        """The arguments that hold patterns, to warn of those that match nothing."""
+        return {
+            "exclude_from_weight_decay": self._decay_exclusion,
+            "exclude_from_layer_adaptation": self._adaptation_exclusion,
+        }
+
     def options(self, path: str) -> dict:
         """Further arguments of the rule for the variable at `path`; values are hashable."""
         return {}
@@ -105,10 +113,14 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             return
         super().build(variables)
         paths = [variable_path(variable) for variable in variables]
-        no_decay = excluded("exclude_from_weight_decay", self._decay_exclusion, paths)
-        no_adaptation = excluded("exclude_from_layer_adaptation", self._adaptation_exclusion, paths)
-        self._decays = [not out and self._use_weight_decay(v) for out, v in zip(no_decay, variables, strict=True)]
-        self._adapts = [not out for out in no_adaptation]
+        for argument, patterns in self.patterns().items():
+            warn_of_idle_patterns(argument, patterns, paths)
+        # Keras' own `exclude_from_weight_decay` method, if the user has called it, counts as well.
+        uses_decay = [self._use_weight_decay(variable) for variable in variables]
+        self._decays = [
+            uses and not excluded(self._decay_exclusion, path) for uses, path in zip(uses_decay, paths, strict=True)
+        ]
+        self._adapts = [not excluded(self._adaptation_exclusion, path) for path in paths]
         self._slots = {name: [self._add_slot(variable, name) for variable in variables] for name in self.slot_names}
         self._paths = paths
         logger.info("%s\n%s", self.name, self.summary())
@@ -130,7 +142,9 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             update = functools.partial(self._update, arguments=arguments)
         dtype = _compute_dtype(variable)
         rate = ops.cast(self.learning_rate if learning_rate is None else learning_rate, dtype)
-        update(ops.cast(gradient, dtype), rate, ops.cast(self.iterations, dtype) + 1, *variables)
+        # A sparse gradient that was summed over replicas has lost its static shape.
+        gradient = ops.reshape(ops.cast(gradient, dtype), shape)
+        update(gradient, rate, ops.cast(self.iterations, dtype) + 1, *variables)
 
     def summary(self) -> str:
         """A table of the variables: whether each is decayed and adapted. Known once the optimizer is built."""
@@ -149,8 +163,8 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         return {
             **config,
             "weight_decay": self.weight_decay,
-            "exclude_from_weight_decay": serialize_function(self._decay_exclusion),
-            "exclude_from_layer_adaptation": serialize_function(self._adaptation_exclusion),
+            "exclude_from_weight_decay": serialize_selection(self._decay_exclusion),
+            "exclude_from_layer_adaptation": serialize_selection(self._adaptation_exclusion),
             "fused": self.fused,
             **self.hyperparameters(),
         }
@@ -159,7 +173,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
         for argument in ("exclude_from_weight_decay", "exclude_from_layer_adaptation"):
-            config[argument] = deserialize_function(config.get(argument), custom_objects)
+            config[argument] = deserialize_selection(config.get(argument), custom_objects)
         return super().from_config(config, custom_objects=custom_objects)
 
     def _update(self, gradient, learning_rate, step, variable, *slots, arguments):

@@ -34,35 +34,49 @@ def check_exclusion(argument: str, exclusion: Exclusion) -> Exclusion:
     return list(exclusion)
 
 
-def excluded(argument: str, exclusion: Exclusion, paths: Sequence[str]) -> list[bool]:
-    """Tells for each path whether it is excluded; warns of a pattern that matches none of them.
+def excluded(exclusion: Exclusion, path: str) -> bool:
+    """Whether the variable at `path` is excluded.
 
     Args:
-        argument: name of the optimizer's argument, for the warning.
         exclusion: None for biases and normalization parameters, an empty list for nothing, patterns that are searched
             (not anchored) in the path, or a predicate of the path.
-        paths: paths of the variables that the optimizer updates.
+        path: path of the variable.
     """
     if callable(exclusion):
-        return [bool(exclusion(path)) for path in paths]
-    patterns = DEFAULT_EXCLUSION if exclusion is None else exclusion
-    for pattern in exclusion or ():
+        return bool(exclusion(path))
+    return any(re.search(pattern, path) for pattern in (DEFAULT_EXCLUSION if exclusion is None else exclusion))
+
+
+def warn_of_idle_patterns(argument: str, patterns, paths: Sequence[str]) -> None:
+    """Warns of each of the user's patterns that matches no variable: a silent typo would cost a run.
+
+    Args:
+        argument: name of the optimizer's argument.
+        patterns: regular expressions; None or a function is left alone.
+        paths: paths of the variables that the optimizer updates.
+    """
+    if patterns is None or callable(patterns):
+        return
+    for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             warnings.warn(
-                f"`{argument}` holds {pattern!r}, which matches no variable: nothing is excluded by it. Patterns are "
-                f"searched in the variable's path. Received: {argument}={list(exclusion)!r}, paths={list(paths)!r}",
-                stacklevel=2,
+                f"`{argument}` holds {pattern!r}, which matches no variable and so does nothing. Patterns are searched "
+                f"in the variable's path. Received: {argument}={patterns!r}, with variables {list(paths)!r}",
+                stacklevel=3,
             )
-    return [any(re.search(pattern, path) for pattern in patterns) for path in paths]
 
 
-def serialize_function(value):
-    """`value` for `get_config`, with a function turned into its Keras serialization."""
-    return _keras.serialize_object(value) if callable(value) else value
+def serialize_selection(value):
+    """`value` for `get_config`: a function as its Keras serialization, patterns as plain lists and dictionaries."""
+    if callable(value):
+        return _keras.serialize_object(value)
+    if isinstance(value, dict):
+        return {pattern: list(axes) for pattern, axes in value.items()}
+    return value if value is None else list(value)
 
 
-def deserialize_function(value, custom_objects=None):
-    """The inverse of `serialize_function`."""
+def deserialize_selection(value, custom_objects=None):
+    """The inverse of `serialize_selection`."""
     if isinstance(value, dict) and "class_name" in value:
         return _keras.deserialize_object(value, custom_objects=custom_objects)
     return value
