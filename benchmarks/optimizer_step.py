@@ -127,7 +127,9 @@ def compare(mode: str, names, prepare, rounds: int, goal_column: int) -> list[di
 
 
 def format_row(row: dict) -> str:
-    goal = "" if row["goal"] is None else f", goal {row['goal']:.2f} {'met' if row['ratio'] <= row['goal'] else 'MISSED'}"
+    goal = (
+        "" if row["goal"] is None else f", goal {row['goal']:.2f} {'met' if row['ratio'] <= row['goal'] else 'MISSED'}"
+    )
     passes = "" if row["bytes"] is None else f", bytes {row['bytes']:.2f}"
     return (
         f"{row['mode']:8} {row['variant']:12} / {row['baseline']:25} {row['ratio']:.3f}{goal}{passes} "
@@ -140,7 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="a few rounds over a tenth of the variables, no record")
-    parser.add_argument("--modes", nargs="+", choices=("graph", "xla", "mirrored"), default=["graph", "xla", "mirrored"])
+    parser.add_argument(
+        "--modes", nargs="+", choices=("graph", "xla", "mirrored"), default=["graph", "xla", "mirrored"]
+    )
     parser.add_argument("--only", nargs="+", choices=sorted(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()

@@ -17,7 +17,9 @@ BATCH_SIZES = (20, 160, 640)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", required=True, help="folder with ptb.train.txt.gz, ptb.valid.txt.gz, ptb.test.txt.gz")
+    parser.add_argument(
+        "--data-dir", required=True, help="folder with ptb.train.txt.gz, ptb.valid.txt.gz, ptb.test.txt.gz"
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/ptb_lstm"))

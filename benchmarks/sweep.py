@@ -66,5 +66,7 @@ def summarize(output: Path, target: Path, metric: str, scale: float = 1.0) -> li
             }
         )
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"versions": finished[0]["versions"], "metric": metric, "rows": rows}, indent=1) + "\n")
+    target.write_text(
+        json.dumps({"versions": finished[0]["versions"], "metric": metric, "rows": rows}, indent=1) + "\n"
+    )
     return rows

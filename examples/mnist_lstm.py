@@ -15,7 +15,7 @@ import numpy as np
 
 
 def load(data_dir: str | None, hold_out: bool):
-    """(train images, train labels), (test images, test labels); images are float32 in [0, 1]: (examples, rows, pixels)."""
+    """Training and test set, each (images, labels); images are float32 in [0, 1]: (examples, rows, pixels)."""
     if data_dir is None:
         from sklearn.datasets import load_digits
 

@@ -159,7 +159,8 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     def get_config(self):
         config = super().get_config()
         if _keras.LEGACY:
-            config["learning_rate"] = self._serialize_hyperparameter(self._learning_rate)
+            rate = self._serialize_hyperparameter(self._learning_rate)
+            config["learning_rate"] = rate if isinstance(rate, dict) else float(rate)
         return {
             **config,
             "weight_decay": self.weight_decay,

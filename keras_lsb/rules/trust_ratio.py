@@ -1,12 +1,6 @@
 """The layer-wise trust ratio that LARS and LAMB share."""
 
-import math
-
-from keras_lsb._keras import ops
-
-# A full reduction is one long chain of additions to XLA's CPU compiler; this many chains run beside each other.
-_LANES = 8
-_FOLD_FROM = 4096
+from keras_lsb._keras import ops, sum_of_squares
 
 
 def euclidean_norm(array):
@@ -14,12 +8,7 @@ def euclidean_norm(array):
 
     Give it float32 or wider: the sum of squares of 1e5 entries of size 1 overflows float16.
     """
-    size = math.prod(array.shape)
-    squares = ops.square(array)
-    if size >= _FOLD_FROM and size % _LANES == 0:
-        lanes = ops.reshape(squares, (_LANES, size // _LANES))
-        squares = sum((lanes[lane] for lane in range(1, _LANES)), start=lanes[0])
-    return ops.sqrt(ops.sum(squares))
+    return ops.sqrt(sum_of_squares(array))
 
 
 def trust_ratio(weight_norm, update_norm, *, coefficient=1.0, weight_decay=0.0, epsilon=0.0):

@@ -15,7 +15,7 @@ class LEGW(LinearWarmup):
     with t the number of updates done so far, n = `steps_per_epoch` and s the recipe's schedule as a function of epochs.
     What the recipe says in epochs stays at the same epoch; only the warm-up is stretched, so that it takes the same
     number of steps at every batch size. With a warm-up, value(0) is exactly 0: the first update leaves the weights
-    alone while moments and batch-norm statistics already move.
+    alone, while batch-norm statistics and Adam's moments already move.
 
     Ramp and decay are multiplied: the decay already runs while the ramp rises. To reproduce recipes that decay over
     the epochs *after* the warm-up, pass a schedule that is flat until then (the documentation has an example).

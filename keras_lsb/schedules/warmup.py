@@ -20,7 +20,7 @@ class LinearWarmup(_keras.LearningRateSchedule):
 
     with t the number of updates done so far, n = `steps_per_epoch` and s the recipe's schedule as a function of epochs.
     The ramp is evaluated at every step. With a warm-up, value(0) is exactly 0: the first update leaves the weights
-    alone while moments and batch-norm statistics already move.
+    alone, while batch-norm statistics and Adam's moments already move.
 
     Args:
         learning_rate: a positive number, or a LearningRateSchedule whose argument is read in **epochs**
