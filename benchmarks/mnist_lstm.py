@@ -1,10 +1,13 @@
 """LEGW on the MNIST LSTM: every batch size, rule and seed, from one recipe tuned at batch 128 alone.
 
+    python benchmarks/mnist_lstm.py --data-dir DATA --tune
     python benchmarks/mnist_lstm.py --data-dir DATA
 
-Runs `examples/mnist_lstm.py` once for each combination, one process and one thread each, `--jobs` at a time. Finished
-runs are kept and skipped, so it can be stopped and started again. Writes `benchmarks/results/mnist_lstm.json` and the
-figure in the documentation from whatever has finished.
+--tune runs a grid of learning rates at batch 128 on training examples kept aside and writes
+`benchmarks/results/mnist_lstm_tuning.json`; its best is the default of the example. Without it, the script runs
+`examples/mnist_lstm.py` once for each combination and writes `benchmarks/results/mnist_lstm.json` and the figure in the
+documentation. One process and one thread a run, `--jobs` at a time; finished runs are kept and skipped, so it can be
+stopped and started again.
 """
 
 import argparse
@@ -17,6 +20,8 @@ ROOT = Path(__file__).resolve().parent
 BATCH_SIZES = (128, 1024, 4096, 8192)
 RULES = ("legw", "linear", "linear-warmup", "sqrt")
 SEEDS = (0, 1, 2)
+TUNING_RATES = (0.05, 0.1, 0.2)
+TUNING_EPOCHS = 10
 COLORS = {"legw": "#0072b2", "linear": "#d55e00", "linear-warmup": "#e69f00", "sqrt": "#009e73"}
 
 
@@ -58,10 +63,17 @@ def plot(rows: list[dict], target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True, help="folder of tensorflow-datasets with MNIST prepared")
+    parser.add_argument("--tune", action="store_true", help="the grid at batch 128 instead of the sweep")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--output", type=Path, default=Path("runs/mnist_lstm"))
     arguments = parser.parse_args()
+    if arguments.tune:
+        runs = [["--hold-out", "--epochs", str(TUNING_EPOCHS), "--learning-rate", str(rate)] for rate in TUNING_RATES]
+        output, target = arguments.output / "tuning", ROOT / "results" / "mnist_lstm_tuning.json"
+        sweep.run_all("mnist_lstm.py", runs, arguments.data_dir, output, arguments.jobs)
+        sweep.summarize(output, target, metric="accuracy", scale=100)
+        return
     runs = list(combinations(arguments.rules))
     sweep.run_all("mnist_lstm.py", runs, arguments.data_dir, arguments.output, arguments.jobs)
     rows = sweep.summarize(arguments.output, ROOT / "results" / "mnist_lstm.json", metric="accuracy", scale=100)

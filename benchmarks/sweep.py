@@ -42,13 +42,15 @@ def records(output: Path) -> list[dict]:
 
 
 def summarize(output: Path, target: Path, metric: str, scale: float = 1.0) -> list[dict]:
-    """Mean and spread of `metric` over seeds for each rule and batch size, written to `target` as JSON rows."""
+    """Mean and range of `metric` over seeds for each rule, batch size and recipe, written to `target` as JSON rows."""
     groups = defaultdict(list)
     finished = records(output)
     for record in finished:
-        groups[record["method"], record["batch_size"]].append(record)
+        groups[record["method"], record["batch_size"], record["learning_rate"]].append(record)
     rows = []
-    for (method, batch_size), group in sorted(groups.items(), key=lambda item: (item[0][0] != "legw", item[0])):
+    for (method, batch_size, learning_rate), group in sorted(
+        groups.items(), key=lambda item: (item[0][0] != "legw", item[0])
+    ):
         values = [scale * record[metric] for record in group]
         rows.append(
             {
@@ -59,7 +61,7 @@ def summarize(output: Path, target: Path, metric: str, scale: float = 1.0) -> li
                 "lowest": round(min(values), 3),
                 "highest": round(max(values), 3),
                 "diverged": sum(record["diverged"] for record in group),
-                "learning_rate": group[0]["learning_rate"],
+                "learning_rate": learning_rate,
                 "warmup_epochs": group[0]["warmup_epochs"],
                 "epochs": group[0]["epochs"],
                 "minutes": round(statistics.fmean(record["seconds"] for record in group) / 60, 2),

@@ -4,6 +4,7 @@ import abc
 import functools
 import logging
 import math
+import numbers
 
 from keras_lsb import _keras
 from keras_lsb._checks import non_negative
@@ -64,7 +65,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
                 f"{type(self).__name__} has no argument {unknown[0]!r}. "
                 f"Received: {unknown[0]}={kwargs[unknown[0]]!r}. Besides its own it takes {sorted(_BASE_ARGUMENTS)}"
             )
-        if isinstance(learning_rate, (int, float)):
+        if isinstance(learning_rate, numbers.Real):
             learning_rate = non_negative("learning_rate", learning_rate)
         arguments = {"name": name, "weight_decay": None, **kwargs}
         if _keras.LEGACY:

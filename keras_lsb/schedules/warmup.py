@@ -9,7 +9,7 @@ from keras_lsb.scaling.legw import elapsed_epochs, warmup_ramp
 
 # Longer than any published recipe: a horizon beyond it is almost surely a number of steps.
 _PLAUSIBLE_EPOCHS = 500
-_HORIZON_ARGUMENTS = ("decay_steps", "boundaries", "alpha_steps", "first_decay_steps", "warmup_steps")
+_LENGTH_ARGUMENTS = ("decay_steps", "boundaries", "first_decay_steps", "warmup_steps")
 
 
 @_keras.register
@@ -89,17 +89,18 @@ class LinearWarmup(_keras.LearningRateSchedule):
         }
 
     def _warn_of_units(self):
-        horizon = _horizon(self.learning_rate)
-        longest = self.epochs or _PLAUSIBLE_EPOCHS
-        if horizon is not None and horizon[1] > max(longest, 2 * (self.epochs or 0)):
+        longest = _longest_argument(self.learning_rate)
+        limit = _PLAUSIBLE_EPOCHS if self.epochs is None else 2 * self.epochs
+        if longest is not None and longest[1] > limit:
+            name, value = longest
             warnings.warn(
-                f"`learning_rate` is read in epochs, but its {horizon[0]}={horizon[1]:g} exceeds {longest:g} epochs: "
-                "it looks like a number of steps. Divide it by the steps per epoch, or pass `epochs` if it is right. "
-                f"Received: learning_rate={type(self.learning_rate).__name__}({horizon[0]}={horizon[1]:g})",
+                f"`learning_rate` is read in epochs, but its {name}={value:g} is more than {limit:g} epochs: it looks "
+                "like a number of steps. Divide it by the steps per epoch, or pass `epochs` if it is right. "
+                f"Received: learning_rate={type(self.learning_rate).__name__}({name}={value:g})",
                 stacklevel=3,
             )
             return
-        total = self.epochs or (horizon[1] if horizon is not None else None)
+        total = self.epochs if self.epochs is not None else _end(self.learning_rate)
         if total is not None and self.warmup_epochs > total:
             warnings.warn(
                 f"`warmup_epochs` gives a warm-up of {self.warmup_epochs:g} epochs at this batch size, longer than the "
@@ -112,11 +113,19 @@ class LinearWarmup(_keras.LearningRateSchedule):
         return self.warmup_epochs
 
 
-def _horizon(schedule) -> tuple[str, float] | None:
+def _longest_argument(schedule) -> tuple[str, float] | None:
     """The largest argument of a Keras schedule that is a length on its axis, with its name; None if there is none."""
     if not isinstance(schedule, _keras.LearningRateSchedule):
         return None
-    lengths = {name: getattr(schedule, name, None) for name in _HORIZON_ARGUMENTS}
+    lengths = {name: getattr(schedule, name, None) for name in _LENGTH_ARGUMENTS}
     lengths = {name: max(value) if isinstance(value, (list, tuple)) else value for name, value in lengths.items()}
     found = [(name, float(value)) for name, value in lengths.items() if isinstance(value, (int, float))]
     return max(found, key=lambda item: item[1], default=None)
+
+
+def _end(schedule) -> float | None:
+    """Where a schedule that ends does end; None for one that may go on, or that is a number."""
+    schedules = _keras.keras.optimizers.schedules
+    if isinstance(schedule, (schedules.CosineDecay, schedules.PolynomialDecay)):
+        return schedule.decay_steps + getattr(schedule, "warmup_steps", 0)
+    return None
