@@ -3,7 +3,7 @@
     python benchmarks/optimizer_step.py [--quick]
 
 Each optimizer updates its own copy of the weights from the same gradients, as a graph and compiled by XLA; then under
-MirroredStrategy over 8 virtual devices. Every optimizer runs twice, as a null pair: its ratio shows the noise. First
+MirroredStrategy over 8 virtual devices. Every baseline runs twice, as a null pair: its ratio shows the noise. First
 calls (tracing and compiling) are reported apart. Writes `benchmarks/results/optimizer_step.json`.
 
 A ratio is checked against two numbers: the goal, and the ratio of bytes that the two rules must move, where memory is
@@ -12,6 +12,7 @@ LAMB needs 10 where Adam needs 7.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -51,6 +52,7 @@ COMPARISONS = [
     ("LAMB decay", "keras Adam", None, None, 10 / 7),
     ("AdamP decay", "keras AdamW", None, None, None),
 ]
+MIRRORED = (("LARS decay", "keras SGD momentum"), ("LAMB decay", "keras Adam"))
 
 
 def resnet50_variables() -> list[tuple[str, tuple[int, ...]]]:
@@ -66,7 +68,7 @@ def step_function(make_optimizer, variables, gradients, jit_compile: bool):
     optimizer = make_optimizer()
     optimizer.build(weights)
 
-    @tf.function(jit_compile=jit_compile)
+    @tf.function(jit_compile=jit_compile, autograph=False)
     def update():
         optimizer.apply_gradients(zip(gradients, weights, strict=True))
 
@@ -83,46 +85,46 @@ def mirrored_step_function(make_optimizer, variables, gradients):
         optimizer = make_optimizer()
         optimizer.build(weights)
 
-    @tf.function
+    def apply():
+        optimizer.apply_gradients(zip(gradients, weights, strict=True))
+
+    @tf.function(autograph=False)
     def update():
-        strategy.run(lambda: optimizer.apply_gradients(zip(gradients, weights, strict=True)) and None)
+        strategy.run(apply)
 
     started = time.perf_counter()
     update()
     return update, time.perf_counter() - started
 
 
-def compare(mode: str, names, prepare, rounds: int, goal_column: int) -> list[dict]:
-    """Rows of ratios for one mode; each variant has a twin for the null pair."""
+def compare(mode: str, comparisons, prepare, rounds: int, goal_column: int | None) -> list[dict]:
+    """Rows of ratios for one mode; each baseline has a twin for the null pair."""
     functions, first_calls = {}, {}
-    for name in names:
-        for twin in ("", " (null)"):
-            functions[name + twin], first_calls[name + twin] = prepare(OPTIMIZERS[name])
+    baselines = dict.fromkeys(comparison[1] for comparison in comparisons)
+    variants = dict.fromkeys(comparison[0] for comparison in comparisons)
+    for name in [*variants, *baselines, *(f"{baseline} (null)" for baseline in baselines)]:
+        functions[name], first_calls[name] = prepare(OPTIMIZERS[name.removesuffix(" (null)")])
     for function in functions.values():
         function()
     seconds = interleaved.measure(functions, rounds)
     rows = []
-    for comparison in COMPARISONS:
+    for comparison in comparisons:
         variant, baseline, bytes_ratio = comparison[0], comparison[1], comparison[4]
-        if variant not in functions or baseline not in functions:
-            continue
-        goal = comparison[goal_column] if goal_column else None
-        rows.append(
-            {
-                "mode": mode,
-                "variant": variant,
-                "baseline": baseline,
-                "ratio": round(interleaved.ratio(seconds, variant, baseline), 3),
-                "goal": goal,
-                "bytes": None if bytes_ratio is None else round(bytes_ratio, 2),
-                "null": round(interleaved.ratio(seconds, baseline, baseline + " (null)"), 3),
-                "milliseconds": round(1e3 * statistics.median(seconds[variant]), 1),
-                "baseline_milliseconds": round(1e3 * statistics.median(seconds[baseline]), 1),
-                "first_call_seconds": round(first_calls[variant], 1),
-                "baseline_first_call_seconds": round(first_calls[baseline], 1),
-            }
-        )
-        print(format_row(rows[-1]), flush=True)
+        row = {
+            "mode": mode,
+            "variant": variant,
+            "baseline": baseline,
+            "ratio": round(interleaved.ratio(seconds, variant, baseline), 3),
+            "goal": comparison[goal_column] if goal_column else None,
+            "bytes": None if bytes_ratio is None else round(bytes_ratio, 2),
+            "null": round(interleaved.ratio(seconds, baseline, f"{baseline} (null)"), 3),
+            "milliseconds": round(1e3 * statistics.median(seconds[variant]), 1),
+            "baseline_milliseconds": round(1e3 * statistics.median(seconds[baseline]), 1),
+            "first_call_seconds": round(first_calls[variant], 1),
+            "baseline_first_call_seconds": round(first_calls[baseline], 1),
+        }
+        print(format_row(row), flush=True)
+        rows.append(row)
     return rows
 
 
@@ -145,7 +147,6 @@ def main() -> None:
     parser.add_argument(
         "--modes", nargs="+", choices=("graph", "xla", "mirrored"), default=["graph", "xla", "mirrored"]
     )
-    parser.add_argument("--only", nargs="+", choices=sorted(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if "mirrored" in arguments.modes:
@@ -160,21 +161,17 @@ def main() -> None:
     count = sum(int(np.prod(shape)) for _, shape in variables)
     print(f"{len(variables)} variables, {count / 1e6:.1f} million numbers, {arguments.rounds} rounds")
 
+    comparisons = [comparison for comparison in COMPARISONS if comparison[1] in OPTIMIZERS]
     rows = []
     for mode, goal_column in (("graph", 2), ("xla", 3)):
         if mode in arguments.modes:
-            jit = mode == "xla"
-            rows += compare(
-                mode,
-                arguments.only,
-                lambda make, jit=jit: step_function(make, variables, gradients, jit),
-                arguments.rounds,
-                goal_column,
-            )
+            step = functools.partial(step_function, variables=variables, gradients=gradients, jit_compile=mode == "xla")
+            rows += compare(mode, comparisons, step, arguments.rounds, goal_column)
     if "mirrored" in arguments.modes:
-        names = [name for name in arguments.only if name != "keras AdamW" and name != "AdamP decay"]
-        prepare = lambda make: mirrored_step_function(make, variables, gradients)  # noqa: E731
-        rows += compare("mirrored", names, prepare, max(3, arguments.rounds // 5), 0)
+        step = functools.partial(mirrored_step_function, variables=variables, gradients=gradients)
+        for comparison in comparisons:  # one at a time: eight copies of everything fill the memory
+            if comparison[:2] in MIRRORED:
+                rows += compare("mirrored", [comparison], step, max(3, arguments.rounds // 5), None)
     if not arguments.quick:
         versions = {
             "keras_lsb": keras_lsb.__version__,

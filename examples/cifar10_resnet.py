@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_lsb.optimizers import LAMB, LARS, AdamP
 
-# Learning rate, weight decay and warm-up epochs at batch 128: starting points after the ImageNet recipes, not tuned.
+# Learning rate, weight decay and warm-up epochs at batch 128: starting points, not tuned.
 OPTIMIZERS = {
     "lars": (LARS, {"learning_rate": 1.0, "weight_decay": 1e-4, "warmup_epochs": 0.1}),
     "lamb": (LAMB, {"learning_rate": 0.002, "weight_decay": 0.1, "warmup_epochs": 0.1}),

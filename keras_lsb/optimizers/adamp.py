@@ -1,5 +1,6 @@
 """AdamP as a Keras optimizer."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -49,6 +50,8 @@ class AdamP(RuleOptimizer):
     """
 
     slot_names = ("m", "v")
+    # XLA's CPU compiler is slow at the projection's sums over rows, and slow to compile them.
+    fuse_from = math.inf
 
     def __init__(
         self,

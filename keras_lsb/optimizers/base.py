@@ -30,9 +30,6 @@ _BASE_ARGUMENTS |= (
     else {"loss_scale_factor", "gradient_accumulation_steps"}
 )
 
-# Entries from which one compiled pass over a variable is worth its launch; below, TensorFlow's own ops are faster.
-_FUSE_FROM = 16_384
-
 
 class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     """Base of the package's optimizers: a subclass names its slots and hands arrays to a rule.
@@ -47,6 +44,9 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     """
 
     slot_names: tuple[str, ...] = ()
+
+    # Entries from which a compiled update of a variable is worth its launch; below, TensorFlow's own ops are faster.
+    fuse_from: float = 16_384
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         }
         variables = [_keras.native(v) for v in (variable, *(self._slots[name][index] for name in self.slot_names))]
         shape = tuple(variables[0].shape)
-        can_fuse = self.fused and math.prod(shape) >= _FUSE_FROM and not is_replicated(variables[0])
+        can_fuse = self.fused and math.prod(shape) >= self.fuse_from and not is_replicated(variables[0])
         if can_fuse and all(_keras.can_compile_update(v) for v in variables):
             update = self._compiled_update(shape, _keras.dtype_name(variables[0]), tuple(sorted(arguments.items())))
         else:

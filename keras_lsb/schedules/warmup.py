@@ -126,6 +126,7 @@ def _longest_argument(schedule) -> tuple[str, float] | None:
 def _end(schedule) -> float | None:
     """Where a schedule that ends does end; None for one that may go on, or that is a number."""
     schedules = _keras.keras.optimizers.schedules
-    if isinstance(schedule, (schedules.CosineDecay, schedules.PolynomialDecay)):
+    ends = isinstance(schedule, (schedules.CosineDecay, schedules.PolynomialDecay))
+    if ends and not getattr(schedule, "cycle", False):
         return schedule.decay_steps + getattr(schedule, "warmup_steps", 0)
     return None
