@@ -18,6 +18,7 @@ import os
 import platform
 import statistics
 import time
+from importlib import metadata
 from pathlib import Path
 
 import interleaved
@@ -79,7 +80,8 @@ def step_function(make_optimizer, variables, gradients, jit_compile: bool):
 
 def mirrored_step_function(make_optimizer, variables, gradients):
     """The same over `REPLICAS` virtual devices: each replica brings the gradients, their sum is applied."""
-    strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(REPLICAS)])
+    devices = [f"CPU:{index}" for index in range(REPLICAS)]
+    strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
     with strategy.scope():
         weights = [tf.Variable(tf.random.normal(shape, stddev=0.05), name=path) for path, shape in variables]
         optimizer = make_optimizer()
@@ -176,10 +178,12 @@ def main() -> None:
         versions = {
             "keras_lsb": keras_lsb.__version__,
             "tensorflow": tf.__version__,
-            "keras": keras.__version__,
+            "keras": metadata.version("tf-keras" if keras.__name__.startswith("tf_keras") else "keras"),
             "python": platform.python_version(),
             "cores": os.cpu_count(),
         }
+        kept = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
+        rows = [row for row in kept if row["mode"] not in arguments.modes] + rows
         arguments.output.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
 
 

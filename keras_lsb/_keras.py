@@ -59,21 +59,30 @@ def compile_update(function):
     return tf.function(function, jit_compile=True, autograph=False)
 
 
-def sum_of_squares(array):
-    """Sum of the squares of all entries, a scalar.
+# XLA's CPU compiler adds up an array in one long chain of additions; it vectorizes a product with ones, which is three
+# times as fast. Accelerators reduce well by themselves, and may round the factors of a product.
 
-    XLA's CPU compiler adds up a whole array in one long chain of additions; it vectorizes a product with ones, which is
-    three times as fast. Accelerators reduce well by themselves, and may round the factors of a product.
-    """
+
+def sum_of_squares(array):
+    """Sum of the squares of all entries, a scalar."""
     squares = ops.square(array)
-    if BACKEND == "tensorflow" and len(array.shape) > 1 and _only_cpus():
+    if len(array.shape) > 1 and _sums_by_products():
         columns = array.shape[-1]
         squares = ops.matmul(ops.reshape(squares, (-1, columns)), ops.ones((columns,), dtype=squares.dtype))
     return ops.sum(squares)
 
 
+def column_sums(matrix):
+    """Sums over the first axis of a matrix."""
+    if _sums_by_products():
+        return ops.matmul(ops.ones((matrix.shape[0],), dtype=matrix.dtype), matrix)
+    return ops.sum(matrix, axis=0)
+
+
 @functools.cache
-def _only_cpus() -> bool:
+def _sums_by_products() -> bool:
+    if BACKEND != "tensorflow":
+        return False
     import tensorflow as tf
 
     return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())

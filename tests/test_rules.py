@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_lsb import rules
-from keras_lsb.rules.projection import project
+from keras_lsb.rules.projection import from_channels, project, to_channels
 from tests import support
 from tests.reference import adamp as adamp_reference
 from tests.support import assert_close, ops, to_numpy, to_tensor
@@ -297,9 +297,11 @@ def test_projection_by_layout(shape, channel_axes, case):
         gradient[second] -= weight[second] * np.sum(weight[first] ** 2)
     elif case == "nothing":
         gradient = gradient + 5 * weight
-    settings = {"delta": 0.1, "epsilon": 1e-8, "channel_axes": channel_axes}
-    expected, view = adamp_reference.project(step, gradient, weight, **settings)
+    settings = {"delta": 0.1, "epsilon": 1e-8}
+    expected, view = adamp_reference.project(step, gradient, weight, channel_axes=channel_axes, **settings)
     assert (view or "nothing") == case
-    actual, fired = project(*(to_tensor(array, EXACT) for array in (weight, gradient, step)), **settings)
+    matrices = (to_channels(to_tensor(array, EXACT), channel_axes) for array in (weight, gradient, step))
+    actual, fired = project(*matrices, **settings)
+    actual = from_channels(actual, shape, channel_axes)
     assert bool(ops.convert_to_numpy(fired)) == (case != "nothing")
     assert_close(to_numpy(actual), expected, 1e-10 if support.TENSORFLOW else 1e-5)

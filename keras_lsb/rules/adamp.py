@@ -6,7 +6,7 @@ Scale-invariant Weights", ICLR 2021, arXiv 2006.08217.
 
 from keras_lsb._keras import ops
 from keras_lsb.rules.moments import bias_correction, update_moments
-from keras_lsb.rules.projection import project
+from keras_lsb.rules.projection import from_channels, project, to_channels
 
 
 def adamp(
@@ -46,15 +46,22 @@ def adamp(
         adapt: False for a variable that must not be projected.
         channel_axes: axes that number the output channels.
     """
+    shape = tuple(weight.shape)
+    projects = adapt and len(shape) > 1
+    if projects:
+        # All of the rule in the layout of the projection: a compiler then has one simple loop, and no index arithmetic.
+        weight, gradient, first_moment, second_moment = (
+            to_channels(array, channel_axes) for array in (weight, gradient, first_moment, second_moment)
+        )
     first_moment, second_moment = update_moments(gradient, first_moment, second_moment, beta_1, beta_2)
     momentum = beta_1 * first_moment + (1 - beta_1) * gradient if nesterov else first_moment
-    denominator = ops.sqrt(second_moment) / ops.sqrt(bias_correction(beta_2, step)) + epsilon
-    direction = momentum / denominator
+    direction = momentum / (ops.sqrt(second_moment) / ops.sqrt(bias_correction(beta_2, step)) + epsilon)
     ratio = 1.0
-    if adapt and len(weight.shape) > 1:
-        direction, fired = project(weight, gradient, direction, channel_axes=channel_axes, delta=delta, epsilon=epsilon)
+    if projects:
+        direction, fired = project(weight, gradient, direction, delta=delta, epsilon=epsilon)
         ratio = ops.where(fired, ops.full_like(step, weight_decay_ratio), ops.ones_like(step))
     change = learning_rate / bias_correction(beta_1, step) * direction
     if weight_decay:
         change = change + learning_rate * weight_decay * ratio * weight
-    return change, first_moment, second_moment
+    results = change, first_moment, second_moment
+    return tuple(from_channels(array, shape, channel_axes) for array in results) if projects else results

@@ -2,49 +2,62 @@
 
 import math
 
-from keras_lsb._keras import ops
+from keras_lsb._keras import column_sums, ops
 
 
-def project(weight, gradient, step, *, channel_axes: tuple[int, ...], delta: float, epsilon: float):
+def to_channels(array, channel_axes: tuple[int, ...]):
+    """`array` as a matrix with one column per channel: all entries with the same index along `channel_axes`."""
+    order = _channels_last(len(array.shape), channel_axes)
+    channels = math.prod(array.shape[axis] for axis in order[-len(channel_axes) :])
+    moved = array if order == sorted(order) else ops.transpose(array, order)
+    return ops.reshape(moved, (-1, channels))
+
+
+def from_channels(matrix, shape: tuple[int, ...], channel_axes: tuple[int, ...]):
+    """The inverse of `to_channels`: an array of `shape`."""
+    order = _channels_last(len(shape), channel_axes)
+    array = ops.reshape(matrix, tuple(shape[axis] for axis in order))
+    return array if order == sorted(order) else ops.transpose(array, sorted(order, key=order.__getitem__))
+
+
+def project(weight, gradient, step, *, delta: float, epsilon: float):
     """Projects `step` onto the tangent of `weight` where the gradient says that the weight is scale-invariant.
 
-    Two views are tried in turn, the channels (a row is all entries with the same index along `channel_axes`) and the
-    whole layer (one row). With n entries a row, a view fires if **every** row has
+    Two views are tried in turn: the channels, which are the columns, and the whole layer, all entries. A view of n
+    entries each fires if **every** channel (the layer) has
 
         |gradient . weight| / (max(||gradient||, epsilon) * max(||weight||, epsilon)) < delta / sqrt(n)
 
-    and then, row by row with h = weight / (||weight|| + epsilon), the step becomes step - h * (h . step).
+    and then, channel by channel with h = weight / (||weight|| + epsilon), the step becomes step - h * (h . step).
 
     Args:
-        weight, gradient, step: arrays of one shape with at least two dimensions.
-        channel_axes: axes that number the channels, e.g. (-1,) for Keras' dense and convolution kernels.
+        weight, gradient, step: matrices of one shape with one column per channel, see `to_channels`.
         delta: threshold of the cosine.
-        epsilon: guards zero rows: their cosine counts as 0 and they project nothing.
+        epsilon: guards zero channels: their cosine counts as 0 and they project nothing.
 
     Returns:
         `(step, fired)`: the projected step, and a boolean scalar that tells whether either view fired.
     """
-    rank = len(weight.shape)
-    channels = {axis % rank for axis in channel_axes}
-    within_row = tuple(axis for axis in range(rank) if axis not in channels)
-
-    def rows(product):
-        return ops.sum(product, axis=within_row, keepdims=True)
-
-    inner = rows(gradient * weight), rows(ops.square(gradient)), rows(ops.square(weight)), rows(weight * step)
-    row_size = math.prod(weight.shape[axis] for axis in within_row)
-    channel_fires, channel_factor = _view(*inner, row_size=row_size, delta=delta, epsilon=epsilon)
+    products = gradient * weight, ops.square(gradient), ops.square(weight), weight * step
+    inner = [column_sums(product) for product in products]
+    rows, channels = weight.shape
+    channel_fires, channel_factor = _view(*inner, entries=rows, delta=delta, epsilon=epsilon)
     whole = [ops.sum(value) for value in inner]
-    layer_fires, layer_factor = _view(*whole, row_size=math.prod(weight.shape), delta=delta, epsilon=epsilon)
+    layer_fires, layer_factor = _view(*whole, entries=rows * channels, delta=delta, epsilon=epsilon)
 
     layer_factor = ops.where(layer_fires, layer_factor, ops.zeros_like(layer_factor))
     factor = ops.where(channel_fires, channel_factor, layer_factor * ops.ones_like(channel_factor))
     return step - weight * factor, ops.logical_or(channel_fires, layer_fires)
 
 
-def _view(gradient_weight, gradient_square, weight_square, weight_step, *, row_size, delta, epsilon):
-    """Whether every row is below the threshold, and the multiple of the weight to take out of each row's step."""
+def _channels_last(rank: int, channel_axes: tuple[int, ...]) -> list[int]:
+    channels = [axis % rank for axis in channel_axes]
+    return [axis for axis in range(rank) if axis not in channels] + channels
+
+
+def _view(gradient_weight, gradient_square, weight_square, weight_step, *, entries, delta, epsilon):
+    """Whether every channel is below the threshold, and the multiple of the weight to take out of each one's step."""
     weight_norm = ops.sqrt(weight_square)
     norms = ops.maximum(ops.sqrt(gradient_square), epsilon) * ops.maximum(weight_norm, epsilon)
-    fires = ops.max(ops.abs(gradient_weight) / norms) < delta / math.sqrt(row_size)
+    fires = ops.max(ops.abs(gradient_weight) / norms) < delta / math.sqrt(entries)
     return fires, weight_step / ops.square(weight_norm + epsilon)

@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "adamp_wrong_axis",
         "rules/projection.py",
-        "if axis not in channels)",
-        "if axis in channels)",
+        "channels = [axis % rank for axis in channel_axes]",
+        "channels = [0 for axis in channel_axes]",
         (_ORACLE.format("adamp_keras_layout"),),
     ),
     Mutant(
