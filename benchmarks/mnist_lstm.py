@@ -38,7 +38,7 @@ def combinations(rules):
 
 
 def plot(rows: list[dict], target: Path) -> None:
-    """Test accuracy against batch size for each rule, with the range over seeds; the base batch belongs to all."""
+    """Test error against batch size for each rule, with the range over seeds; the base batch belongs to all."""
     from matplotlib import pyplot
 
     base = [row for row in rows if row["batch_size"] == BATCH_SIZES[0]]
@@ -46,15 +46,20 @@ def plot(rows: list[dict], target: Path) -> None:
     for rule in RULES:
         points = base + [row for row in rows if row["method"] == rule and row not in base]
         if len(points) > len(base):
-            means = [row["mean"] for row in points]
-            below = [row["mean"] - row["lowest"] for row in points]
-            above = [row["highest"] - row["mean"] for row in points]
+            errors = [100 - row["mean"] for row in points]
+            ranges = [
+                [row["highest"] - row["mean"] for row in points],
+                [row["mean"] - row["lowest"] for row in points],
+            ]
             batches = [row["batch_size"] for row in points]
-            axes.errorbar(batches, means, yerr=[below, above], marker="o", capsize=3, color=COLORS[rule], label=rule)
-    axes.axhline(base[0]["mean"], color="grey", linestyle=":", linewidth=1)
+            axes.errorbar(batches, errors, yerr=ranges, marker="o", capsize=3, color=COLORS[rule], label=rule)
+    axes.axhline(100 - base[0]["mean"], color="grey", linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(BATCH_SIZES, [str(batch) for batch in BATCH_SIZES])
-    axes.set(xlabel="batch size", ylabel="test accuracy, % (mean and range over seeds)")
+    axes.set_yscale("log")
+    axes.set_yticks([1, 2, 5, 10, 20, 50, 90], ["1", "2", "5", "10", "20", "50", "90"])
+    axes.minorticks_off()
+    axes.set(xlabel="batch size", ylabel="test error, % (mean and range over seeds)")
     axes.set_title("MNIST LSTM, 25 epochs, one recipe tuned at batch 128", fontsize=11)
     axes.legend()
     figure.savefig(target, dpi=150)

@@ -83,7 +83,8 @@ def steps_in_epoch(examples: int, arguments) -> int:
 
 def run_name(example: str, arguments, seed: int, *details: str) -> str:
     """A name that differs whenever the result may: the folder of one run."""
-    parts = [example, arguments.method, f"b{arguments.batch_size}", f"e{arguments.epochs}", *details]
+    batch = f"b{arguments.batch_size}of{arguments.base_batch_size}"
+    parts = [example, flavour(), arguments.method, batch, f"e{arguments.epochs}", *details]
     parts += [f"lr{arguments.learning_rate:g}", f"w{arguments.warmup_epochs:g}", f"s{seed}"]
     parts += [f"limit{arguments.limit_steps}"] if arguments.limit_steps else []
     parts += ["holdout"] if arguments.hold_out else []
@@ -101,6 +102,13 @@ def callbacks(keras, folder: Path) -> list:
     ]
 
 
+def flavour() -> str:
+    """The package that `tf.keras` is: keras (Keras 3) or tf_keras."""
+    import tensorflow as tf
+
+    return tf.keras.Model.__module__.split(".")[0]
+
+
 def versions() -> dict:
     """What a recorded number depends on: package versions, Keras flavour, processor count."""
     import tensorflow as tf
@@ -108,7 +116,7 @@ def versions() -> dict:
     return {
         "keras_lsb": keras_lsb.__version__,
         "tensorflow": tf.__version__,
-        "keras": metadata.version(tf.keras.Model.__module__.split(".")[0]),  # of keras or of tf_keras
+        flavour(): metadata.version(flavour()),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
     }
