@@ -142,6 +142,25 @@ def format_row(row: dict) -> str:
     )
 
 
+def record(rows: list[dict], target: Path) -> None:
+    """Puts `rows` into the results in place of those of the same comparisons; the others stay."""
+    versions = {
+        "keras_lsb": keras_lsb.__version__,
+        "tensorflow": tf.__version__,
+        "keras": metadata.version(keras.Model.__module__.split(".")[0]),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+    }
+
+    def key(row):
+        return row["mode"], row["variant"], row["baseline"]
+
+    kept = json.loads(target.read_text())["rows"] if target.exists() else []
+    new = {key(row) for row in rows}
+    rows = [row for row in kept if key(row) not in new] + rows
+    target.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
@@ -164,27 +183,19 @@ def main() -> None:
     print(f"{len(variables)} variables, {count / 1e6:.1f} million numbers, {arguments.rounds} rounds")
 
     comparisons = [comparison for comparison in COMPARISONS if comparison[1] in OPTIMIZERS]
-    rows = []
     for mode, goal_column in (("graph", 2), ("xla", 3)):
         if mode in arguments.modes:
             step = functools.partial(step_function, variables=variables, gradients=gradients, jit_compile=mode == "xla")
-            rows += compare(mode, comparisons, step, arguments.rounds, goal_column)
+            rows = compare(mode, comparisons, step, arguments.rounds, goal_column)
+            if not arguments.quick:
+                record(rows, arguments.output)
     if "mirrored" in arguments.modes:
         step = functools.partial(mirrored_step_function, variables=variables, gradients=gradients)
         for comparison in comparisons:  # one at a time: eight copies of everything fill the memory
             if comparison[:2] in MIRRORED:
-                rows += compare("mirrored", [comparison], step, max(3, arguments.rounds // 5), None)
-    if not arguments.quick:
-        versions = {
-            "keras_lsb": keras_lsb.__version__,
-            "tensorflow": tf.__version__,
-            "keras": metadata.version("tf-keras" if keras.__name__.startswith("tf_keras") else "keras"),
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-        }
-        kept = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
-        rows = [row for row in kept if row["mode"] not in arguments.modes] + rows
-        arguments.output.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+                rows = compare("mirrored", [comparison], step, max(3, arguments.rounds // 5), None)
+                if not arguments.quick:
+                    record(rows, arguments.output)
 
 
 if __name__ == "__main__":
