@@ -64,7 +64,6 @@ def summarize(output: Path, target: Path, metric: str, scale: float = 1.0) -> li
                 "learning_rate": learning_rate,
                 "warmup_epochs": group[0]["warmup_epochs"],
                 "epochs": group[0]["epochs"],
-                "minutes": round(statistics.fmean(record["seconds"] for record in group) / 60, 2),
             }
         )
     target.parent.mkdir(exist_ok=True)
