@@ -80,6 +80,23 @@ def test_patterns_are_searched_in_the_path(pattern, hits):
     assert [path for path, (decays, _) in found.items() if not decays] == hits
 
 
+def test_predicate_of_shape_name_and_dtype():
+    seen = []
+
+    def is_vector(variable):
+        seen.append((variable, variable.path, variable.name, variable.shape, variable.dtype))
+        return len(variable.shape) < 2
+
+    optimizer = LARS(exclude_from_layer_adaptation=is_vector)
+    variables = [make_variable(np.ones((2, 3)), "dense/kernel"), make_variable([1.0], "gate/vector", "bfloat16")]
+    optimizer.build(variables)
+    assert optimizer._adapts == [True, False]
+    assert seen == [
+        ("dense/kernel", "dense/kernel", "kernel", (2, 3), "float32"),
+        ("gate/vector", "gate/vector", "vector", (1,), "bfloat16"),
+    ]
+
+
 def test_predicate_of_the_path():
     found = decisions(LARS(exclude_from_layer_adaptation=lambda path: path.endswith("kernel")), two_variables())
     assert found == {"dense/kernel": (True, False), "dense/bias": (False, True)}

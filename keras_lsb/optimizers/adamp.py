@@ -32,8 +32,8 @@ class AdamP(RuleOptimizer):
         delta: threshold of the projection's cosine, >= 0; 0 never projects, which leaves AdamW.
         wd_ratio: factor of the decay where the projection fires, >= 0.
         nesterov: whether p takes Nesterov's momentum.
-        exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path. None excludes
-            biases and normalization parameters, [] nothing.
+        exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path, a string that
+            also has the variable's `shape` and `dtype`. None excludes biases and normalization parameters, [] nothing.
         exclude_from_layer_adaptation: likewise, for variables that must not be projected.
         channel_axes: which axes of a kernel number its output channels. None is the last axis, right for dense and
             convolution kernels. A variable does not tell its layer, so name the exceptions: a mapping from patterns

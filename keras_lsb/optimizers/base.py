@@ -12,11 +12,11 @@ from keras_lsb._keras import ops
 from keras_lsb.distribute.reduction import ReplicatedOptimizer, is_replicated
 from keras_lsb.optimizers.exclusions import (
     Exclusion,
+    VariablePath,
     check_exclusion,
     deserialize_selection,
     excluded,
     serialize_selection,
-    variable_path,
     warn_of_idle_patterns,
 )
 
@@ -113,7 +113,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         if getattr(self, "_paths", None) is not None:
             return
         super().build(variables)
-        paths = [variable_path(variable) for variable in variables]
+        paths = [VariablePath(variable) for variable in variables]
         for argument, patterns in self.patterns().items():
             warn_of_idle_patterns(argument, patterns, paths)
         # Keras' own `exclude_from_weight_decay` method, if the user has called it, counts as well.
@@ -207,7 +207,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         dtype = _compute_dtype(variable)
         if _keras.dtype_name(variable) == dtype:
             return self.add_variable_from_reference(variable, name)
-        slot_name = f"{variable_path(variable).replace('/', '_')}_{name}"
+        slot_name = f"{VariablePath(variable).replace('/', '_')}_{name}"
         return self.add_variable(variable.shape, dtype=dtype, name=slot_name)
 
 

@@ -6,15 +6,34 @@ from collections.abc import Callable, Sequence
 
 from keras_lsb import _keras
 
-Exclusion = Sequence[str] | Callable[[str], bool] | None
+Exclusion = Sequence[str] | Callable[["VariablePath"], bool] | None
 
 # Biases and normalization parameters, by name and role: the last part of the path in either flavour of Keras.
 DEFAULT_EXCLUSION = (r"bias$", r"(^|[/_])(gamma|beta)$", r"norm[^/]*/(scale|offset)$")
 
 
-def variable_path(variable) -> str:
-    """`layer/name` of a variable, the same in both flavours: Keras 3's `path`, or the name without ":0"."""
-    return getattr(variable, "path", None) or variable.name.split(":")[0]
+class VariablePath(str):
+    """`layer/name` of a variable, the same in both flavours: Keras 3's `path`, or tf_keras' name without ":0".
+
+    It also knows the variable's `name` (the last part), `shape` and `dtype`, so that a predicate may go by them:
+    `lambda variable: len(variable.shape) < 2`.
+    """
+
+    def __new__(cls, variable):
+        path = super().__new__(cls, getattr(variable, "path", None) or variable.name.split(":")[0])
+        path.shape = tuple(variable.shape)
+        path.dtype = _keras.dtype_name(variable)
+        return path
+
+    @property
+    def path(self) -> str:
+        """The path as a plain string."""
+        return str(self)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.rpartition("/")[2]
 
 
 def check_exclusion(argument: str, exclusion: Exclusion) -> Exclusion:
@@ -34,12 +53,12 @@ def check_exclusion(argument: str, exclusion: Exclusion) -> Exclusion:
     return list(exclusion)
 
 
-def excluded(exclusion: Exclusion, path: str) -> bool:
+def excluded(exclusion: Exclusion, path: VariablePath) -> bool:
     """Whether the variable at `path` is excluded.
 
     Args:
         exclusion: None for biases and normalization parameters, an empty list for nothing, patterns that are searched
-            (not anchored) in the path, or a predicate of the path.
+            (not anchored) in the path, or a predicate of the `VariablePath`.
         path: path of the variable.
     """
     if callable(exclusion):

@@ -23,8 +23,8 @@ class LAMB(RuleOptimizer):
         beta_1, beta_2: decay rates of the two moments, in [0, 1).
         epsilon: at least 0; 0 stays 0.
         weight_decay: decay inside u, >= 0. It changes the direction of the step, not its length.
-        exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path. None excludes
-            biases and normalization parameters, [] nothing.
+        exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path, a string that
+            also has the variable's `shape` and `dtype`. None excludes biases and normalization parameters, [] nothing.
         exclude_from_layer_adaptation: likewise, for ratio 1. Unlike tensorflow-addons, None does not fall back to
             `exclude_from_weight_decay`.
         correct_bias: False leaves out the division by 1 - beta**t (version 3 of the paper and codes after it).

@@ -25,8 +25,8 @@ class LARS(RuleOptimizer):
         trust_coefficient: positive.
         epsilon: added to the denominator of r, >= 0.
         nesterov: whether to step along the next velocity.
-        exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path. None excludes
-            biases and normalization parameters, [] nothing.
+        exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path, a string that
+            also has the variable's `shape` and `dtype`. None excludes biases and normalization parameters, [] nothing.
         exclude_from_layer_adaptation: likewise, for r = 1.
         denominator: "sum" of the two norms (the paper), or "joint", the norm of d (optax, TF Model Garden).
         rate: whether the learning rate and r act "inside" the velocity (the paper) or "outside"; they differ only when
