@@ -10,15 +10,7 @@ from keras_lsb.rules.projection import from_channels, project, to_channels
 from tests import support
 from tests.reference import adamp as adamp_reference
 from tests.support import assert_close, ops, to_numpy, to_tensor
-
-W = [[0.5, -1, 2], [1.5, 0.25, -0.75]]
-W_GRADIENTS = [
-    [[0.1, -0.2, 0.3], [-0.4, 0.5, -0.6]],
-    [[-0.05, 0.4, 0.02], [0.3, -0.1, 0.9]],
-    [[0.7, 0.1, -0.35], [-0.2, 0.6, 0.15]],
-]
-B = [0.1, -0.2, 0.3]
-B_GRADIENTS = [[0.3, -0.1, 0.2], [-0.6, 0.05, 0.4], [0.1, 0.2, -0.9]]
+from tests.test_reference import B_GRADIENTS, W_GRADIENTS, B, W
 
 MOMENTS = {"beta_1": 0.9, "beta_2": 0.999, "weight_decay": 0.0, "adapt": True}
 DEFAULTS = {

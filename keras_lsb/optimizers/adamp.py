@@ -50,7 +50,7 @@ class AdamP(RuleOptimizer):
     """
 
     slot_names = ("m", "v")
-    # XLA's CPU compiler is slow at the projection's sums over rows, and slow to compile them.
+    # Compiled by XLA for CPUs, the projection takes longer than TensorFlow's own ops, and long to compile.
     fuse_from = math.inf
 
     def __init__(

@@ -49,7 +49,7 @@ def adamp(
     shape = tuple(weight.shape)
     projects = adapt and len(shape) > 1
     if projects:
-        # All of the rule in the layout of the projection: a compiler then has one simple loop, and no index arithmetic.
+        # All of the rule in the layout of the projection: one matrix, one column per channel.
         weight, gradient, first_moment, second_moment = (
             to_channels(array, channel_axes) for array in (weight, gradient, first_moment, second_moment)
         )
