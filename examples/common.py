@@ -50,6 +50,24 @@ def set_threads(threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def load_digits(data_dir: str | None, hold_out: bool = False):
+    """MNIST, or scikit-learn's digits without a folder: training and test set, each (images, labels).
+
+    Images are float32 in [0, 1], of shape (examples, rows, pixels).
+    """
+    if data_dir is None:
+        from sklearn import datasets
+
+        images, labels = datasets.load_digits(return_X_y=True)
+        images = images.reshape(-1, 8, 8).astype("float32") / 16
+        return (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
+    import tensorflow_datasets as tfds
+
+    splits = ["train[:55000]", "train[55000:]"] if hold_out else ["train", "test"]
+    parts = tfds.load("mnist", split=splits, data_dir=data_dir, download=False, batch_size=-1, as_supervised=True)
+    return [(images[..., 0].astype("float32") / 255, labels) for images, labels in tfds.as_numpy(parts)]
+
+
 def scaled_schedule(method: str, learning_rate, arguments, steps_per_epoch: float):
     """The recipe's learning rate at the batch size in use, by one of `METHODS`.
 

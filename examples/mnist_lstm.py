@@ -14,21 +14,6 @@ import common
 import numpy as np
 
 
-def load(data_dir: str | None, hold_out: bool):
-    """Training and test set, each (images, labels); images are float32 in [0, 1]: (examples, rows, pixels)."""
-    if data_dir is None:
-        from sklearn.datasets import load_digits
-
-        images, labels = load_digits(return_X_y=True)
-        images = images.reshape(-1, 8, 8).astype("float32") / 16
-        return (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
-    import tensorflow_datasets as tfds
-
-    splits = ["train[:55000]", "train[55000:]"] if hold_out else ["train", "test"]
-    parts = tfds.load("mnist", split=splits, data_dir=data_dir, download=False, batch_size=-1, as_supervised=True)
-    return [(images[..., 0].astype("float32") / 255, labels) for images, labels in tfds.as_numpy(parts)]
-
-
 def build_model(keras, rows: int, pixels: int):
     return keras.Sequential(
         [
@@ -47,7 +32,7 @@ def main() -> None:
     import tensorflow as tf
 
     keras = tf.keras
-    (images, labels), (test_images, test_labels) = load(arguments.data_dir, arguments.hold_out)
+    (images, labels), (test_images, test_labels) = common.load_digits(arguments.data_dir, arguments.hold_out)
     steps = common.steps_in_epoch(len(images), arguments)
     schedule = common.scaled_schedule(arguments.method, arguments.learning_rate, arguments, steps)
     print(schedule.summary())

@@ -34,3 +34,14 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {allowed}. Received: {name}={value!r}")
     return value
+
+
+def fraction(name: str, value: float) -> float:
+    """`value` as a float in (0, 1)."""
+    return _checked(name, value, "a number in (0, 1)", lambda number: 0 < number < 1)
+
+
+def whole(name: str, value: int, minimum: int = 1) -> int:
+    """`value` as an int of at least `minimum`; a float is accepted where it is a whole number."""
+    rule = f"a whole number >= {minimum}"
+    return int(_checked(name, value, rule, lambda number: number >= minimum and number == int(number)))

@@ -1,0 +1,223 @@
+"""The gradient noise scale: estimators from two batch sizes, their averages, and the error bar of their ratio.
+
+Source: McCandlish, Kaplan, Amodei, OpenAI Dota Team, "An Empirical Model of Large-Batch Training", 2018,
+arXiv 1812.06162, equations 2.8 to 2.10 and appendix A.1. The interval of a ratio of means is Fieller's, 1954.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from keras_lsb._checks import fraction, positive
+from keras_lsb._keras import ops
+
+
+class NoiseScale(NamedTuple):
+    """Squared norm of the true gradient, trace of one example's gradient covariance, and trace / grad_sq_norm.
+
+    `simple` is in examples: inf where `grad_sq_norm` is not positive, NaN where both parts are zero.
+    """
+
+    grad_sq_norm: float
+    trace: float
+    simple: float
+
+
+def noise_scale(small_sq_norm, big_sq_norm, small_batch: float, big_batch: float) -> NoiseScale:
+    """Estimates the gradient noise scale from squared gradient norms at two batch sizes.
+
+        grad_sq_norm = (B * big_sq_norm - b * small_sq_norm) / (B - b),    b = small_batch, B = big_batch
+        trace        = (small_sq_norm - big_sq_norm) / (1 / b - 1 / B)
+        simple       = trace / grad_sq_norm
+
+    The first two are unbiased, their ratio is not: to use many measurements, average each of the two and divide the
+    averages. One measurement of `grad_sq_norm` may be negative; it is reported as it is.
+
+    Args:
+        small_sq_norm: squared norm of the gradient of the mean loss over `small_batch` examples, averaged over the
+            small gradients whose mean is the big one. A number, or an array of one per measurement.
+        big_sq_norm: squared norm of the gradient of the mean loss over `big_batch` examples, of the same shape.
+        small_batch: examples behind each small gradient; if they differ, their harmonic mean.
+        big_batch: examples behind the big gradient.
+
+    Returns:
+        `NoiseScale(grad_sq_norm, trace, simple)`, floats or arrays of the shape of the norms.
+
+    Raises:
+        ValueError: batch sizes that are not positive, are equal, or in the wrong order; a negative norm.
+
+    Examples:
+        >>> noise_scale(3.0, 2.0, small_batch=1, big_batch=4)
+        NoiseScale(grad_sq_norm=1.6666666666666667, trace=1.3333333333333333, simple=0.8)
+        >>> noise_scale(1.0, 0.0, small_batch=4, big_batch=8)
+        NoiseScale(grad_sq_norm=-1.0, trace=8.0, simple=inf)
+    """
+    small_batch, big_batch = positive("small_batch", small_batch), positive("big_batch", big_batch)
+    if small_batch == big_batch:
+        raise ValueError(
+            "`small_batch` and `big_batch` must differ: one replica with one microbatch has a single gradient, whose "
+            "norm holds signal and noise together. Split the batch into microbatches, or train on several replicas. "
+            f"Received: small_batch={small_batch:g}, big_batch={big_batch:g}"
+        )
+    if small_batch > big_batch:
+        raise ValueError(
+            "`small_batch` must be less than `big_batch`. "
+            f"Received: small_batch={small_batch:g}, big_batch={big_batch:g}"
+        )
+    small, big = np.asarray(small_sq_norm, "float64"), np.asarray(big_sq_norm, "float64")
+    for name, norm in (("small_sq_norm", small), ("big_sq_norm", big)):
+        if np.any(norm < 0):
+            raise ValueError(f"`{name}` must be >= 0: it is a squared norm. Received: {name}={norm}")
+    grad_sq_norm, trace = signal_and_noise(small, big, small_batch, big_batch)
+    simple = noise_to_signal(trace, grad_sq_norm)
+    return NoiseScale(
+        *(value.item() if value.ndim == 0 else value for value in map(np.asarray, (grad_sq_norm, trace, simple)))
+    )
+
+
+def signal_and_noise(small, big, small_batch, big_batch):
+    """Parts of a quadratic form of the gradient that has mean `signal + noise / batch size`: `(signal, noise)`.
+
+    With squared norms the parts are |G|^2 and tr(Sigma); with g'Hg they are G'HG and tr(H Sigma). Numbers, arrays or
+    tensors; the batch sizes must differ.
+    """
+    signal = (big_batch * big - small_batch * small) / (big_batch - small_batch)
+    return signal, (small - big) / (1 / small_batch - 1 / big_batch)
+
+
+def noise_to_signal(noise, signal) -> np.ndarray:
+    """noise / signal as float64: inf where the signal is not positive, NaN where both are zero or one is NaN."""
+    noise, signal = np.asarray(noise, "float64"), np.asarray(signal, "float64")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(signal > 0, noise / signal, np.where(noise == 0, np.nan, np.inf))
+    return np.where(np.isnan(noise + signal) | ((noise == 0) & (signal == 0)), np.nan, ratio)
+
+
+# Columns of the running averages. Scatters are weighted sums of products of deviations from the averages.
+COLUMNS = (
+    "weight",
+    "squared_weight",
+    "grad_sq_norm",
+    "trace",
+    "grad_sq_norm_scatter",
+    "cross_scatter",
+    "trace_scatter",
+    "measurements",
+    "skipped",
+)
+
+
+def update_averages(averages, grad_sq_norm, trace, decay):
+    """Adds a measurement to exponential averages of `grad_sq_norm` and `trace`, and to the scatter about them.
+
+    A measurement weighs `decay` times less with each later one, and averages are divided by the sum of the weights, so
+    that they are not biased towards their start. A measurement that is not finite is only counted.
+
+    Args:
+        averages: shape (..., 9), float32; zeros at the start, columns as in `COLUMNS`.
+        grad_sq_norm: the measurements, shape (...).
+        trace: the measurements, shape (...).
+        decay: weight of the past; 1 gives the plain averages.
+
+    Returns:
+        The averages after the measurement, of the same shape.
+    """
+    weight, squared, mean_signal, mean_noise, signal_signal, cross, noise_noise, count, skipped = (
+        averages[..., column] for column in range(len(COLUMNS))
+    )
+    finite = ops.logical_and(ops.isfinite(grad_sq_norm), ops.isfinite(trace))
+    old_weight = decay * weight
+    new_weight = old_weight + 1
+    signal_step = (grad_sq_norm - mean_signal) / new_weight
+    noise_step = (trace - mean_noise) / new_weight
+    share = old_weight * new_weight  # (old / new) * deviation * deviation, in terms of the steps of the averages
+    measured = [
+        new_weight,
+        decay * decay * squared + 1,
+        mean_signal + signal_step,
+        mean_noise + noise_step,
+        decay * signal_signal + share * signal_step * signal_step,
+        decay * cross + share * signal_step * noise_step,
+        decay * noise_noise + share * noise_step * noise_step,
+        count + 1,
+        skipped,
+    ]
+    kept = [averages[..., column] for column in range(len(COLUMNS) - 1)] + [skipped + 1]
+    return ops.stack([ops.where(finite, new, old) for new, old in zip(measured, kept, strict=True)], axis=-1)
+
+
+class NoiseScaleEstimate(NamedTuple):
+    """A noise scale from averages, with its confidence interval.
+
+    Attributes:
+        simple: average trace / average grad_sq_norm, in examples; NaN before the first measurement, inf where the
+            average `grad_sq_norm` is not positive.
+        low: lower end of the interval, in examples.
+        high: upper end, in examples; inf where the data do not bound the noise scale from above.
+        grad_sq_norm: average of |G|^2.
+        trace: average of tr(Sigma).
+        measurements: measurements so far.
+        skipped: measurements left out because they were not finite, or had a single small gradient.
+    """
+
+    simple: float
+    low: float
+    high: float
+    grad_sq_norm: float
+    trace: float
+    measurements: int
+    skipped: int
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the measurements bound the noise scale on both sides."""
+        return math.isfinite(self.simple) and math.isfinite(self.high)
+
+    def __str__(self) -> str:
+        if self.measurements == 0:
+            return "not measured yet"
+        return f"{self.simple:.4g} examples [{self.low:.4g}, {self.high:.4g}]"
+
+
+def estimate(averages, confidence: float = 0.9) -> NoiseScaleEstimate:
+    """The noise scale of one row of averages.
+
+    The interval holds the ratios r for which the average of trace - r * grad_sq_norm is compatible with zero by
+    Student's test (Fieller). Where the average of `grad_sq_norm` is itself compatible with zero it has no upper end. It
+    takes the measurements as independent; while the weights move, their drift widens it.
+
+    Args:
+        averages: shape (9,), as `update_averages` returns it.
+        confidence: probability that the interval holds the noise scale, between 0 and 1.
+    """
+    row = dict(zip(COLUMNS, np.asarray(averages, "float64").tolist(), strict=True))
+    counts = int(row["measurements"]), int(row["skipped"])
+    if counts[0] == 0:
+        return NoiseScaleEstimate(math.nan, math.nan, math.nan, math.nan, math.nan, *counts)
+    signal, noise = row["grad_sq_norm"], row["trace"]
+    low, high = _interval(row, signal, noise, fraction("confidence", confidence))
+    return NoiseScaleEstimate(noise_to_signal(noise, signal).item(), low, high, signal, noise, *counts)
+
+
+def _interval(row: dict, signal: float, noise: float, confidence: float) -> tuple[float, float]:
+    """Fieller's interval of noise / signal, cut at zero."""
+    weight, squared = row["weight"], row["squared_weight"]
+    effective = weight**2 / squared  # as many equally weighted measurements have averages as noisy
+    if effective < 1.5:
+        return 0.0, math.inf
+    # scatter / (weight - squared / weight) estimates a covariance without bias, the average has 1 / effective of it.
+    quantile = stats.t.ppf((1 + confidence) / 2, effective - 1)
+    factor = quantile**2 / (weight - squared / weight) / effective
+    a = signal**2 - factor * row["grad_sq_norm_scatter"]
+    b = signal * noise - factor * row["cross_scatter"]
+    c = noise**2 - factor * row["trace_scatter"]
+    if noise == 0 and signal == 0:
+        return math.nan, math.nan
+    root = math.sqrt(max(0.0, b * b - a * c))
+    if a > 0 and signal > 0:
+        return max(0.0, (b - root) / a), max(0.0, (b + root) / a)
+    if a < 0 < c:  # the ratios beyond the positive root of a r^2 - 2 b r + c
+        return c / (b + root), math.inf
+    return 0.0, math.inf
