@@ -41,6 +41,11 @@ def fraction(name: str, value: float) -> float:
     return _checked(name, value, "a number in (0, 1)", lambda number: 0 < number < 1)
 
 
+def proportion(name: str, value: float) -> float:
+    """`value` as a float in [0, 1]."""
+    return _checked(name, value, "a number in [0, 1]", lambda number: 0 <= number <= 1)
+
+
 def whole(name: str, value: int, minimum: int = 1) -> int:
     """`value` as an int of at least `minimum`; a float is accepted where it is a whole number."""
     rule = f"a whole number >= {minimum}"

@@ -7,6 +7,7 @@ Keras 3 with whatever backend Keras itself selects. No other module imports eith
 """
 
 import functools
+import importlib
 import os
 import platform
 
@@ -27,6 +28,9 @@ else:
     keras = keras3
 
 ops = keras3.ops
+tensorflow = importlib.import_module("tensorflow") if BACKEND == "tensorflow" else None
+Model = keras.Model
+Callback = keras.callbacks.Callback
 Optimizer = keras.optimizers.Optimizer
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 serialize_schedule = keras.optimizers.schedules.serialize
@@ -54,9 +58,7 @@ def can_compile_update(variable) -> bool:
 
 def compile_update(function):
     """`function` compiled by XLA, which updates the variables it is given in place."""
-    import tensorflow as tf
-
-    return tf.function(function, jit_compile=True, autograph=False)
+    return tensorflow.function(function, jit_compile=True, autograph=False)
 
 
 # XLA's CPU compiler adds up an array in one long chain of additions; it vectorizes a product with ones, which is three
@@ -81,8 +83,52 @@ def column_sums(matrix):
 
 @functools.cache
 def _sums_by_products() -> bool:
-    if BACKEND != "tensorflow":
-        return False
-    import tensorflow as tf
+    return tensorflow is not None and all(
+        device.device_type == "CPU" for device in tensorflow.config.list_physical_devices()
+    )
 
-    return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
+
+def unpack(data) -> tuple:
+    """(x, y, sample_weight) of what `fit` hands to a training step; None for what is absent."""
+    return keras.utils.unpack_x_y_sample_weight(data)
+
+
+def loss_scale(optimizer):
+    """Factor by which mixed precision scales the loss, a float32 scalar; 1 without it."""
+    scale = getattr(optimizer, "scale_loss", None) or getattr(optimizer, "get_scaled_loss", lambda loss: loss)
+    return scale(ops.ones((), "float32"))
+
+
+def apply_loss_scaled(optimizer, gradients):
+    """Gradients of the scaled loss as the optimizer takes them: tf_keras wants them unscaled, Keras 3 does it itself."""
+    return optimizer.get_unscaled_gradients(gradients) if hasattr(optimizer, "get_unscaled_gradients") else gradients
+
+
+def add_local_weight(layer, name: str, shape: tuple[int, ...]):
+    """A float32 weight that each replica updates for itself, with values that are the same on all; zeros at first."""
+    arguments = {"name": name, "shape": shape, "initializer": "zeros", "dtype": "float32", "trainable": False}
+    if LEGACY:
+        kind, mean = tensorflow.VariableSynchronization.ON_READ, tensorflow.VariableAggregation.MEAN
+        arguments |= {"synchronization": kind, "aggregation": mean}
+    return layer.add_weight(**arguments)
+
+
+def read(variable):
+    """Value of a weight outside of the replicas."""
+    variable = native(variable)
+    return variable.read_value() if hasattr(variable, "read_value") else variable
+
+
+def update_metrics(model, loss, examples, x, y, y_pred, sample_weight) -> None:
+    """Adds a batch to the metrics as Keras' own training step does. `loss` is the mean over its examples."""
+    if LEGACY:  # tf_keras has added the loss when it computed it, and reads results only outside of loops
+        model.compiled_metrics.update_state(y, y_pred, sample_weight)
+    else:
+        model._loss_tracker.update_state(loss, sample_weight=examples)
+        model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def state_value(variables, values, function):
+    """Result of `function` while `variables` have `values`, on a backend whose training state is passed along."""
+    with keras3.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+        return function()

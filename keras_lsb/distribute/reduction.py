@@ -1,8 +1,10 @@
-"""Keras 3 on several replicas: gradients are summed first and clipped afterwards.
+"""Sums over replicas, and on Keras 3 gradients that are clipped after the sum.
 
 Stock Keras 3 clips each replica's gradient before the sum, so that clipnorm and global_clipnorm change with the number
 of replicas. Here clipping waits for the sum. tf_keras already clips the sum, and JAX has no replicas to sum over.
 """
+
+import contextlib
 
 from keras_lsb import _keras
 from keras_lsb._keras import ops
@@ -25,6 +27,61 @@ def is_replicated(variable) -> bool:
     return hasattr(variable, "_distributed_container")
 
 
+def replica_count() -> int:
+    """Number of replicas that train in step, 1 without a strategy."""
+    return 1 if _keras.tensorflow is None else _keras.tensorflow.distribute.get_strategy().num_replicas_in_sync
+
+
+def sum_over_replicas(tensors: list) -> list:
+    """The sums of tensors over all replicas; called by each of them, and a no-op for a single one."""
+    if replica_count() == 1:
+        return tensors
+    distribute = _keras.tensorflow.distribute
+    return distribute.get_replica_context().all_reduce(distribute.ReduceOp.SUM, tensors)
+
+
+def shared_by_replicas(logs: dict) -> dict:
+    """Logs that are the same on every replica, in the form that `fit` reduces to the same: tf_keras adds them up."""
+    strategy = None if _keras.tensorflow is None else _keras.tensorflow.distribute.get_strategy()
+    adds = _keras.LEGACY and not isinstance(strategy, _keras.tensorflow.distribute.TPUStrategy)
+    return {name: value / replica_count() for name, value in logs.items()} if adds else logs
+
+
+def apply_summed(optimizer, gradients: list, variables: list) -> None:
+    """Applies gradients that are already summed over the replicas: clipping then sees the sum, with every optimizer."""
+    pairs = list(zip(gradients, variables, strict=True))
+    if _keras.LEGACY:
+        optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)
+        return
+    with _without_sum(optimizer):
+        optimizer.apply_gradients(pairs)
+
+
+# Names of the method that sums: the package's own optimizers clip in Keras' method and sum in the first of the two.
+_SUMS = ("_sum_over_replicas", _REDUCTION)
+_depths = {}  # replicas trace in turns, so that several of them can be inside `_without_sum` at a time
+
+
+@contextlib.contextmanager
+def _without_sum(optimizer):
+    """Within it, the optimizer takes gradients as they are."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    name = next((name for name in _SUMS if hasattr(optimizer, name)), None)
+    key = id(optimizer)
+    if name is not None:
+        _depths[key] = _depths.get(key, 0) + 1
+        object.__setattr__(optimizer, name, list)
+    try:
+        yield
+    finally:
+        if name is not None:
+            _depths[key] -= 1
+            if _depths[key] == 0:
+                del _depths[key]
+                object.__delattr__(optimizer, name)
+
+
 class _ClipsDense(_keras.Optimizer):
     """Clips the dense gradient: the norm of a sparse one would count its duplicate rows apart."""
 
@@ -38,8 +95,11 @@ class _ClipsTheSum(_keras.Optimizer):
     def _clip_gradients(self, grads):
         return grads
 
+    def _sum_over_replicas(self, grads_and_vars):
+        return super()._all_reduce_sum_gradients(grads_and_vars)
+
     def _all_reduce_sum_gradients(self, grads_and_vars):
-        reduced = super()._all_reduce_sum_gradients(grads_and_vars)
+        reduced = self._sum_over_replicas(grads_and_vars)
         gradients = super()._clip_gradients(densify([gradient for gradient, _ in reduced]))
         return [(gradient, variable) for gradient, (_, variable) in zip(gradients, reduced, strict=True)]
 

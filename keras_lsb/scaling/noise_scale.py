@@ -49,8 +49,8 @@ def noise_scale(small_sq_norm, big_sq_norm, small_batch: float, big_batch: float
         ValueError: batch sizes that are not positive, are equal, or in the wrong order; a negative norm.
 
     Examples:
-        >>> noise_scale(3.0, 2.0, small_batch=1, big_batch=4)
-        NoiseScale(grad_sq_norm=1.6666666666666667, trace=1.3333333333333333, simple=0.8)
+        >>> noise_scale(23 / 3, 5.0, small_batch=4, big_batch=12)
+        NoiseScale(grad_sq_norm=3.6666666666666665, trace=16.0, simple=4.363636363636364)
         >>> noise_scale(1.0, 0.0, small_batch=4, big_batch=8)
         NoiseScale(grad_sq_norm=-1.0, trace=8.0, simple=inf)
     """
@@ -71,7 +71,7 @@ def noise_scale(small_sq_norm, big_sq_norm, small_batch: float, big_batch: float
         if np.any(norm < 0):
             raise ValueError(f"`{name}` must be >= 0: it is a squared norm. Received: {name}={norm}")
     grad_sq_norm, trace = signal_and_noise(small, big, small_batch, big_batch)
-    simple = noise_to_signal(trace, grad_sq_norm)
+    simple = noise_to_signal(np.asarray(trace), np.asarray(grad_sq_norm))
     return NoiseScale(
         *(value.item() if value.ndim == 0 else value for value in map(np.asarray, (grad_sq_norm, trace, simple)))
     )
@@ -87,12 +87,15 @@ def signal_and_noise(small, big, small_batch, big_batch):
     return signal, (small - big) / (1 / small_batch - 1 / big_batch)
 
 
-def noise_to_signal(noise, signal) -> np.ndarray:
-    """noise / signal as float64: inf where the signal is not positive, NaN where both are zero or one is NaN."""
-    noise, signal = np.asarray(noise, "float64"), np.asarray(signal, "float64")
+def noise_to_signal(noise, signal, where=np.where):
+    """noise / signal: inf where the signal is not positive, NaN where both are zero or one is NaN.
+
+    Arrays of NumPy, or tensors with `where=ops.where`.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(signal > 0, noise / signal, np.where(noise == 0, np.nan, np.inf))
-    return np.where(np.isnan(noise + signal) | ((noise == 0) & (signal == 0)), np.nan, ratio)
+        ratio = noise / signal  # NaN for 0 / 0 and for NaN
+        measured = (noise == noise) & ((noise != 0) | (signal != 0))
+        return where((signal <= 0) & measured, math.inf, ratio)
 
 
 # Columns of the running averages. Scatters are weighted sums of products of deviations from the averages.
@@ -192,13 +195,14 @@ def estimate(averages, confidence: float = 0.9) -> NoiseScaleEstimate:
         averages: shape (9,), as `update_averages` returns it.
         confidence: probability that the interval holds the noise scale, between 0 and 1.
     """
+    confidence = fraction("confidence", confidence)
     row = dict(zip(COLUMNS, np.asarray(averages, "float64").tolist(), strict=True))
     counts = int(row["measurements"]), int(row["skipped"])
     if counts[0] == 0:
         return NoiseScaleEstimate(math.nan, math.nan, math.nan, math.nan, math.nan, *counts)
     signal, noise = row["grad_sq_norm"], row["trace"]
-    low, high = _interval(row, signal, noise, fraction("confidence", confidence))
-    return NoiseScaleEstimate(noise_to_signal(noise, signal).item(), low, high, signal, noise, *counts)
+    simple = noise_to_signal(np.float64(noise), np.float64(signal)).item()
+    return NoiseScaleEstimate(simple, *_interval(row, signal, noise, confidence), signal, noise, *counts)
 
 
 def _interval(row: dict, signal: float, noise: float, confidence: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from keras_lsb.scaling.critical_batch import CriticalBatch
 from keras_lsb.scaling.legw import legw
 
 _HEADINGS = {"batch_size": "batch", "learning_rate": "rate", "warmup_epochs": "warm-up"}
-_WIDTH = 9
+_WIDTH = 10  # of the longest number, 1.234e+05, and a space
 
 
 class PlanRow(NamedTuple):

@@ -1,0 +1,5 @@
+"""Models that change the training step of the model they wrap."""
+
+from keras_lsb.training.microbatched import Microbatched
+
+__all__ = ["Microbatched"]

@@ -1,0 +1,184 @@
+"""The training step of `Microbatched` on TensorFlow, in Keras 3 and tf_keras, on one replica and on many."""
+
+from typing import NamedTuple
+
+from keras_lsb import _keras, scaling
+from keras_lsb.distribute.reduction import apply_summed, densify, replica_count, shared_by_replicas, sum_over_replicas
+from keras_lsb.scaling.noise_scale import signal_and_noise
+from keras_lsb.training import microbatched
+
+tf = _keras.tensorflow
+
+
+class Sums(NamedTuple):
+    """What a step sums over small gradients: gradients of the scaled loss, squared norms, counts and 1 / examples."""
+
+    gradients: list
+    sq_norms: object
+    small_gradients: object
+    inverse_sizes: object
+
+
+def train_step(model, data) -> dict:
+    """One update from one batch, which is this replica's share."""
+    batch = _keras.unpack(data)
+    local = examples_in(batch)
+    (total,) = sum_over_replicas([tf.cast(local, tf.float32)])
+    scale = _keras.loss_scale(model.optimizer)
+    measures = measures_noise(model)
+    sums = sum_gradients(model, batch, scale / total, _measures_now(model) if measures else None)
+    gradients = _sum_present(sums.gradients)
+    if measures:
+        statistics = tf.concat([sums.sq_norms, [sums.small_gradients, sums.inverse_sizes]], 0)
+        (statistics,) = sum_over_replicas([statistics])
+        _update_averages(model, gradients, statistics, total, scale)
+    gradients = _keras.apply_loss_scaled(model.optimizer, gradients)
+    apply_summed(model.optimizer, gradients, model.trainable_variables)
+    results = model.get_metrics_result()
+    return {**results, **shared_by_replicas(microbatched.logs_of(model.averages))} if measures else results
+
+
+def measures_noise(model) -> bool:
+    """Whether a step has more than one small gradient to compare."""
+    return model.noise_scale and model.microbatches * replica_count() * model.accumulation > 1
+
+
+def examples_in(batch):
+    """Examples in a batch: an int where it is known, otherwise a tensor."""
+    first = next(part for part in tf.nest.flatten(batch[0]) if part is not None)
+    size = first.shape[0]
+    return tf.shape(first)[0] if size is None else int(size)
+
+
+def sum_gradients(model, batch, weight, measures_now) -> Sums:
+    """Sums of gradients of `weight` * examples * mean loss over the microbatches of one batch.
+
+    The first microbatch stands outside of the loop: it creates what models and metrics create when first called.
+    """
+    examples = examples_in(batch)
+    if model.microbatches == 1:
+        return _small_gradient(model, batch, examples, weight, measures_now)
+    size = -(-examples // model.microbatches)
+    whole = examples // (size if isinstance(size, int) else tf.maximum(size, 1))
+    first = _slice(batch, 0, size)
+    sums = _small_gradient(model, first, size, weight, measures_now)
+    stacked = _stack(batch, size, whole)
+
+    def add(index, *flat):
+        part = _map(lambda array: tf.gather(array, index), stacked)
+        return index + 1, *_flat(_add(sums, flat, _small_gradient(model, part, size, weight, measures_now)))
+
+    if not isinstance(whole, int) or whole > 1:
+        state = (tf.constant(1), *_flat(sums))
+        state = tf.while_loop(lambda index, *_: index < whole, add, state, parallel_iterations=1)
+        sums = _structured(sums, state[1:])
+    return _add_remainder(model, batch, sums, size * whole, examples, weight, measures_now)
+
+
+def _add_remainder(model, batch, sums, done, examples, weight, measures_now) -> Sums:
+    rest = examples - done
+
+    def add():
+        part = _slice(batch, done, rest)
+        return _flat(_add(sums, _flat(sums), _small_gradient(model, part, rest, weight, measures_now)))
+
+    if isinstance(rest, int):
+        return _structured(sums, add()) if rest else sums
+    return _structured(sums, tf.cond(rest > 0, add, lambda: _flat(sums)))
+
+
+def _small_gradient(model, batch, examples, weight, measures_now) -> Sums:
+    """Gradients of `weight` * examples * mean loss over one microbatch, and their norms as of the mean loss."""
+    x, y, sample_weight = batch
+    factor = weight * tf.cast(examples, tf.float32)
+    with tf.GradientTape() as tape:
+        y_pred = model(x, training=True)
+        loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+        loss *= replica_count()  # Keras divides compiled losses by it
+        scaled = tf.cast(loss, tf.float32) * factor
+    gradients = densify(tape.gradient(scaled, model.trainable_weights))
+    _keras.update_metrics(model, loss, examples, x, y, y_pred, sample_weight)
+    if not isinstance(examples, int):  # a replica's share of the last batch may be empty, and its mean loss NaN
+        gradients = [None if g is None else tf.where(examples > 0, g, tf.zeros_like(g)) for g in gradients]
+    if measures_now is None:
+        return Sums(gradients, tf.zeros([0]), tf.constant(0.0), tf.constant(0.0))
+    rows = len(model.groups) + 1
+
+    def norms():
+        return tf.math.divide_no_nan(sq_norms(model, gradients), tf.square(factor))
+
+    found = norms() if measures_now is True else tf.cond(measures_now, norms, lambda: tf.zeros([rows]))
+    present = tf.cast(examples > 0, tf.float32)
+    return Sums(gradients, found, present, tf.math.divide_no_nan(1.0, tf.cast(examples, tf.float32)))
+
+
+def sq_norms(model, gradients):
+    """Squared norms of the gradient, of all variables and of those of each group."""
+    each = [0.0 if gradient is None else 2 * tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in gradients]
+    return tf.stack([tf.add_n([tf.convert_to_tensor(each[i]) for i in members]) for members in model.group_members()])
+
+
+def _measures_now(model):
+    """True where every step measures, otherwise a tensor."""
+    if model.interval == 1:
+        return True
+    return tf.equal(tf.cast(model.optimizer.iterations, tf.int32) % model.interval, 0)
+
+
+def _update_averages(model, gradients, statistics, total, scale) -> None:
+    """Adds the measurement to the model's averages. `statistics` are summed over small gradients, `total` examples."""
+    rows = len(model.groups) + 1
+    norms, count, inverse_sizes = statistics[:rows], statistics[rows], statistics[rows + 1]
+    averages = tf.convert_to_tensor(model.averages)
+
+    def updated():
+        big = sq_norms(model, gradients) / tf.square(scale)
+        parts = signal_and_noise(norms / count, big, count / inverse_sizes, total)  # not finite for one small gradient
+        return scaling.update_averages(averages, *parts, model.decay)
+
+    measures_now = _measures_now(model)
+    model.averages.assign(updated() if measures_now is True else tf.cond(measures_now, updated, lambda: averages))
+
+
+def _sum_present(gradients: list) -> list:
+    """Sums over replicas; None stays None."""
+    summed = iter(sum_over_replicas([gradient for gradient in gradients if gradient is not None]))
+    return [None if gradient is None else next(summed) for gradient in gradients]
+
+
+def _flat(sums: Sums) -> list:
+    present = [gradient for gradient in sums.gradients if gradient is not None]
+    return [*present, sums.sq_norms, sums.small_gradients, sums.inverse_sizes]
+
+
+def _structured(like: Sums, flat) -> Sums:
+    *present, norms, count, inverse = flat
+    present = iter(present)
+    return Sums([None if gradient is None else next(present) for gradient in like.gradients], norms, count, inverse)
+
+
+def _add(like: Sums, flat, more: Sums) -> Sums:
+    return _structured(like, [a + b for a, b in zip(flat, _flat(more), strict=True)])
+
+
+def _map(function, batch):
+    """Applies `function` to the tensors of a batch; what is absent stays None."""
+    return tf.nest.map_structure(lambda part: None if part is None else function(part), batch)
+
+
+def _slice(batch, start, size):
+    return _map(lambda array: array[start : start + size], batch)
+
+
+def _stack(batch, size, count):
+    """The first `count` microbatches of `size` examples, along a new first axis."""
+
+    def stack(array):
+        return tf.reshape(array[: size * count], tf.concat([[count, size], tf.shape(array)[1:]], 0))
+
+    def with_shape(array):
+        stacked = stack(array)
+        fixed = [value if isinstance(value, int) else None for value in (count, size)]
+        return tf.ensure_shape(stacked, [*fixed, *array.shape[1:]])
+
+    return _map(with_shape, batch)
