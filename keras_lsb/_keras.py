@@ -88,6 +88,12 @@ def _sums_by_products() -> bool:
     )
 
 
+def steps_per_execution(model) -> int:
+    """Training steps that `fit` runs per call of the training function."""
+    steps = getattr(model, "steps_per_execution", None) or getattr(model, "_steps_per_execution", None)
+    return 1 if steps is None else int(steps)
+
+
 def unpack(data) -> tuple:
     """(x, y, sample_weight) of what `fit` hands to a training step; None for what is absent."""
     return keras.utils.unpack_x_y_sample_weight(data)
@@ -99,8 +105,8 @@ def loss_scale(optimizer):
     return scale(ops.ones((), "float32"))
 
 
-def apply_loss_scaled(optimizer, gradients):
-    """Gradients of the scaled loss as the optimizer takes them: tf_keras wants them unscaled, Keras 3 does it itself."""
+def unscale(optimizer, gradients):
+    """Gradients of the scaled loss as the optimizer takes them: unscaled in tf_keras, while Keras 3 does it itself."""
     return optimizer.get_unscaled_gradients(gradients) if hasattr(optimizer, "get_unscaled_gradients") else gradients
 
 
@@ -132,3 +138,26 @@ def state_value(variables, values, function):
     """Result of `function` while `variables` have `values`, on a backend whose training state is passed along."""
     with keras3.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
         return function()
+
+
+def has_schedule(optimizer) -> bool:
+    """Whether the learning rate of an optimizer is a schedule or another function of the step."""
+    rate = _innermost(optimizer)._learning_rate
+    return isinstance(rate, LearningRateSchedule) or (callable(rate) and not hasattr(rate, "assign"))
+
+
+def learning_rate(optimizer) -> float:
+    """Learning rate of the next update."""
+    return float(read(_innermost(optimizer).learning_rate))
+
+
+def set_learning_rate(optimizer, value: float) -> None:
+    """Sets a learning rate that is no schedule."""
+    _innermost(optimizer).learning_rate = value
+
+
+def _innermost(optimizer):
+    """The optimizer inside the wrappers of mixed precision."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer

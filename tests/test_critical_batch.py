@@ -107,7 +107,7 @@ def test_steps_without_a_trade_warn_and_leave_it_open(steps, limit, count):
 def test_a_wide_error_warns():
     sizes = [5000, 10_000, 20_000, 40_000]
     with pytest.warns(UserWarning, match="not resolved"):
-        law = CriticalBatch.fit(sizes, [1100, 1030, 1040, 1000])
+        law = CriticalBatch.fit(sizes, [1060, 1000, 1050, 1010])
     assert 0.5 * law.critical_batch < law.stderr < math.inf
 
 
@@ -158,7 +158,7 @@ def test_bad_batch_size_of_the_law(value):
     ]:
         with pytest.raises(ValueError, match=f"`{name}` must be .*Received: {name}={value!r}"):
             call(value)
-    with pytest.raises(ValueError, match=r"`batch_size` must be .*Received: batch_size=.*\[8, -2\]"):
+    with pytest.raises(ValueError, match=r"`batch_size` must be .*Received: batch_size=.*\[ ?8, -2\]"):
         EXACT.steps([8, -2])
 
 
@@ -249,12 +249,10 @@ def test_plan_plot():
     assert rows.plot(other) is other
 
 
-@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "much", None])
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "much"])
 @pytest.mark.parametrize("name", ["noise_scale", "batch_size", "steps", "step_seconds", "learning_rate"])
 def test_bad_argument_of_a_plan(name, value):
     arguments = {"noise_scale": 1000, "batch_size": 100, "steps": 1100, "devices": [1], "learning_rate": 0.1}
-    if (name, value) == ("learning_rate", None):
-        pytest.skip("None leaves the recipe out")
     with pytest.raises(ValueError, match=f"`{name}` must be .*Received: {name}={value!r}"):
         plan(**{**arguments, name: value})
 
@@ -264,7 +262,7 @@ def test_bad_devices_and_seconds_of_a_plan():
         plan(1000, 100, 1100, [])
     with pytest.raises(ValueError, match=r"`devices` must be .*Received: devices=0"):
         plan(1000, 100, 1100, [1, 0])
-    with pytest.raises(ValueError, match=r"`step_seconds` must be .*Received: step_seconds=-3"):
-        plan(1000, 100, 1100, [1, 4], lambda devices: 1 - devices)
+    with pytest.raises(ValueError, match=r"`step_seconds` must be .*Received: step_seconds=-2"):
+        plan(1000, 100, 1100, [1, 4], lambda devices: 2 - devices)
     with pytest.raises(ValueError, match=r"`warmup_epochs` must be .*Received: warmup_epochs=-1"):
         plan(1000, 100, 1100, [1], learning_rate=0.1, warmup_epochs=-1)

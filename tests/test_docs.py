@@ -63,11 +63,20 @@ def test_the_pages_with_examples_are_found():
         assert len(examples(page)) == page.read_text(encoding="utf-8").count("```python\n"), page.name
 
 
-@pytest.mark.parametrize("name", ["keras_lsb.scaling.legw", "keras_lsb.schedules.legw"])
-def test_doctests(name):
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [
+        ("keras_lsb.scaling.legw", 2),
+        ("keras_lsb.scaling.noise_scale", 2),
+        ("keras_lsb.scaling.critical_batch", 3),
+        ("keras_lsb.scaling.plan", 1),
+        ("keras_lsb.schedules.legw", 2),
+    ],
+)
+def test_doctests(name, examples):
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
-    assert result.attempted >= 2
+    assert result.attempted >= examples
 
 
 @pytest.mark.parametrize("name", PUBLIC)

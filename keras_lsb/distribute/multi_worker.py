@@ -54,9 +54,7 @@ def _reducer(module, stock):
 
     def reduce_per_replica(values, strategy, reduction):
         if reduction == "auto" and module._collective_all_reduce_multi_worker(strategy):
-            return _keras.tensorflow.nest.map_structure(
-                lambda value: strategy.reduce("MEAN", value, axis=None), values
-            )
+            return _keras.tensorflow.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
         return stock(values, strategy, reduction)
 
     return reduce_per_replica

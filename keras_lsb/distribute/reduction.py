@@ -32,6 +32,11 @@ def replica_count() -> int:
     return 1 if _keras.tensorflow is None else _keras.tensorflow.distribute.get_strategy().num_replicas_in_sync
 
 
+def replicas_of(model) -> int:
+    """Number of replicas that a model was created for."""
+    return 1 if _keras.tensorflow is None else model.distribute_strategy.num_replicas_in_sync
+
+
 def sum_over_replicas(tensors: list) -> list:
     """The sums of tensors over all replicas; called by each of them, and a no-op for a single one."""
     if replica_count() == 1:
@@ -40,11 +45,31 @@ def sum_over_replicas(tensors: list) -> list:
     return distribute.get_replica_context().all_reduce(distribute.ReduceOp.SUM, tensors)
 
 
-def shared_by_replicas(logs: dict) -> dict:
-    """Logs that are the same on every replica, in the form that `fit` reduces to the same: tf_keras adds them up."""
-    strategy = None if _keras.tensorflow is None else _keras.tensorflow.distribute.get_strategy()
-    adds = _keras.LEGACY and not isinstance(strategy, _keras.tensorflow.distribute.TPUStrategy)
-    return {name: value / replica_count() for name, value in logs.items()} if adds else logs
+def local_variable(shape, dtype):
+    """A TensorFlow variable of zeros of which each replica has its own; no model tracks it."""
+    tf = _keras.tensorflow
+    zeros, kinds = tf.zeros(shape, dtype), (tf.VariableSynchronization.ON_READ, tf.VariableAggregation.SUM)
+    return tf.Variable(zeros, trainable=False, synchronization=kinds[0], aggregation=kinds[1])
+
+
+def logs_for_fit(results: dict, shared: dict) -> dict:
+    """A step's logs in the form that `fit` reduces to what they are.
+
+    tf_keras adds up what replicas return, but takes the results of metrics as they are in one process. On several
+    workers it adds those up too, and hides it as long as nothing else is logged.
+
+    Args:
+        results: results of metrics.
+        shared: tensors that are the same on every replica.
+    """
+    if not _keras.LEGACY:
+        return {**results, **shared}
+    strategy = _keras.tensorflow.distribute.get_strategy()
+    if isinstance(strategy, _keras.tensorflow.distribute.MultiWorkerMirroredStrategy):
+        results, shared = {}, {**results, **shared}
+    if not isinstance(strategy, _keras.tensorflow.distribute.TPUStrategy):
+        shared = {name: value / replica_count() for name, value in shared.items()}
+    return {**results, **shared}
 
 
 def apply_summed(optimizer, gradients: list, variables: list) -> None:

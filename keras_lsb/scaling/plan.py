@@ -90,9 +90,9 @@ def plan(
 
     Examples:
         >>> print(plan(1000, 100, 1100, devices=[1, 10], step_seconds=0.1, learning_rate=0.1, warmup_epochs=0.5))
-          devices    batch    steps examples  seconds  speedup     cost     rate  warm-up
-                1      100     1100  1.1e+05      110        1        1      0.1      0.5
-               10     1000      200    2e+05       20      5.5    1.818   0.3162        5
+           devices     batch     steps  examples   seconds   speedup      cost      rate   warm-up
+                 1       100      1100   1.1e+05       110         1         1       0.1       0.5
+                10      1000       200     2e+05        20       5.5     1.818    0.3162         5
     """
     noise_scale, batch_size = non_negative("noise_scale", noise_scale), positive("batch_size", batch_size)
     min_steps = positive("steps", steps) / (1 + noise_scale / batch_size)

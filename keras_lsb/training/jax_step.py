@@ -1,7 +1,7 @@
 """The training step of `Microbatched` on JAX: pure functions of the state that Keras hands in.
 
-Microbatches are strided: with the batch split over devices by `keras.distribution.DataParallel`, each device has a share
-of every microbatch.
+Microbatches are strided: with the batch split over devices by `keras.distribution.DataParallel`, each device has a
+share of every microbatch.
 """
 
 import jax
@@ -48,7 +48,9 @@ def train_step(model, state, data):
         small = norms / (count + (rest > 0)) / scale**2
         small_batch = (count + (rest > 0)) / (count / size + (1 / rest if rest else 0))
         big = _norms(model, sums, measures_now) / scale**2
-        non_trainable, averages = _update_averages(model, non_trainable, small, big, small_batch, examples, measures_now)
+        non_trainable, averages = _update_averages(
+            model, non_trainable, small, big, small_batch, examples, measures_now
+        )
     trainable, optimizer_state = model.optimizer.stateless_apply(optimizer_state, sums, trainable)
     logs = _keras.state_value(model.metrics_variables, metrics, model.get_metrics_result)
     if measures:
@@ -80,17 +82,29 @@ def _norms(model, gradients, measures_now):
 def _measures_now(model, optimizer_state):
     if model.interval == 1:
         return True
-    iterations = _keras.state_value(model.optimizer.variables, optimizer_state, lambda: model.optimizer.iterations.value)
+    iterations = _keras.state_value(
+        model.optimizer.variables, optimizer_state, lambda: model.optimizer.iterations.value
+    )
     return iterations % model.interval == 0
 
 
 def _update_averages(model, non_trainable, small, big, small_batch, big_batch, measures_now):
-    """The non-trainable state with the measurement added to the model's averages, and the averages."""
-    index = next(i for i, variable in enumerate(model.non_trainable_variables) if variable is model.averages)
-    averages = non_trainable[index]
+    """The non-trainable state with the measurement added to the model's averages, and the averages of all weights."""
+    held = [model.averages, *([model.group_averages] if model.groups else [])]
+    values = _keras.state_value(model.non_trainable_variables, non_trainable, lambda: [v.value for v in held])
+    averages = jnp.concatenate([jnp.atleast_2d(value) for value in values])
     if small_batch < big_batch:
         updated = scaling.update_averages(averages, *signal_and_noise(small, big, small_batch, big_batch), model.decay)
     else:  # a batch too small to be split
         updated = scaling.update_averages(averages, jnp.full_like(small, jnp.nan), small, model.decay)
     averages = updated if measures_now is True else jnp.where(measures_now, updated, averages)
-    return [*non_trainable[:index], averages, *non_trainable[index + 1 :]], averages
+    changes = [*zip(held, (averages[0], averages[1:]), strict=False), (model.measured_batch, float(big_batch))]
+    return _replaced(model, non_trainable, changes), averages[0]
+
+
+def _replaced(model, values, changes: list) -> list:
+    """Values of the non-trainable variables, some of them changed."""
+    changes = {id(variable): jnp.asarray(value, "float32") for variable, value in changes}
+    return [
+        changes.get(id(variable), value) for variable, value in zip(model.non_trainable_variables, values, strict=True)
+    ]

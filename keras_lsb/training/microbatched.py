@@ -31,8 +31,8 @@ class Microbatched(_keras.Model):
     divides by the sum of the sample weights, is the mean of its values on the microbatches.
 
     `fit` reports `noise_scale`, `grad_sq_norm` and `grad_trace`, averages over the last measurements, beside the losses
-    and metrics. They are state of the model: a checkpoint or a `.keras` file holds them. `callbacks.NoiseScale` adds the
-    error bar, an interval between measurements, groups of layers and a verdict.
+    and metrics. They are state of the model: a checkpoint or a `.keras` file holds them. `callbacks.NoiseScale` adds
+    the error bar, an interval between measurements, groups of layers and a verdict.
 
     Args:
         model: any Keras model that does not override `train_step`. It shares its weights with the wrapper: export and
@@ -60,19 +60,73 @@ class Microbatched(_keras.Model):
         self.output_names = getattr(model, "output_names", None)
         self.noise_scale = bool(noise_scale)
         self.accumulation = 1
+        self._accumulated = Accumulated()
+        self.averages = _keras.add_local_weight(self, "noise_scale_averages", (len(COLUMNS),))
+        self.measured_batch = _keras.add_local_weight(self, "noise_scale_batch", ())
+        self.groups, self.group_averages = {}, None
         self.measure(decay=decay, interval=interval, groups=groups)
+        if model.built:
+            self.built = True
 
-    def measure(self, *, decay=0.99, interval=1, groups=None) -> None:
-        """Sets how the noise scale is measured; averages are kept unless the groups change."""
+    def measure(self, *, decay=None, interval=None, groups=None) -> None:
+        """Changes how the noise scale is measured: what is None stays. The averages are kept.
+
+        Raises:
+            ValueError: an argument out of range, or other groups than were set before.
+        """
+        before = getattr(self, "decay", None), getattr(self, "interval", None), len(self.groups)
+        self.decay = before[0] if decay is None else proportion("decay", decay)
+        self.interval = before[1] if interval is None else whole("interval", interval)
         groups = {name: str(pattern) for name, pattern in (groups or {}).items()}
-        settings = proportion("decay", decay), whole("interval", interval)
-        if settings != (getattr(self, "decay", None), getattr(self, "interval", None)):
-            self.decay, self.interval = settings
-            self.train_function = None
-        if groups != getattr(self, "groups", None):
+        if self.groups and groups and groups != self.groups:
+            raise ValueError(f"`groups` cannot change. Received: groups={groups}, and before {self.groups}")
+        if groups and not self.groups:
             self.groups = groups
-            self.train_function = None
-            self.averages = self._add_averages(1 + len(groups))
+            self.group_averages = _keras.add_local_weight(self, "noise_scale_groups", (len(groups), len(COLUMNS)))
+        if before != (self.decay, self.interval, len(self.groups)):
+            self.train_function = None  # what is traced holds the former values
+
+    def accumulate(self, batches: int) -> None:
+        """From now on, one update takes `batches` batches of `fit`. TensorFlow only.
+
+        Gradients are summed in variables of the size of the weights; a sum that is begun is finished, with the new
+        number. The schedule of a learning rate sees updates, the progress bar and `steps_per_epoch` see batches.
+
+        Args:
+            batches: batches of `fit` for each update, at least 1.
+
+        Raises:
+            ValueError: not a whole number >= 1, `steps_per_execution` > 1, or a backend other than TensorFlow.
+        """
+        batches = whole("batches", batches)
+        if batches > 1 and (_keras.tensorflow is None or _keras.steps_per_execution(self) > 1):
+            raise ValueError(
+                "`batches` > 1 needs the TensorFlow backend and a model compiled with steps_per_execution=1. "
+                f"Received: batches={batches}, backend {_keras.BACKEND}"
+            )
+        self.accumulation = batches
+
+    @property
+    def pending_batches(self) -> int:
+        """Batches of `fit` whose gradients wait for the next update."""
+        return self._accumulated.batches
+
+    def make_train_function(self, force=False):
+        if _keras.tensorflow is None:
+            return super().make_train_function(force=force)
+        if self.train_function is not None and not force:
+            return self.train_function
+        functions = {}
+        for part in backend_step.PARTS:  # each is traced when it is first needed
+            super().make_train_function(force=True)
+            functions[part] = self.train_function
+
+        def train(iterator):
+            self._accumulated.part = backend_step.next_part(self)
+            return functions[self._accumulated.part](iterator)
+
+        self.train_function = train
+        return train
 
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)
@@ -92,8 +146,12 @@ class Microbatched(_keras.Model):
 
     def noise_scale_estimate(self, group: str | None = None, confidence: float = 0.9) -> scaling.NoiseScaleEstimate:
         """The noise scale of all trainable weights or of one group, with its confidence interval, in examples."""
-        row = 0 if group is None else 1 + list(self.groups).index(group)
-        return scaling.estimate(ops.convert_to_numpy(_keras.read(self.averages))[row], confidence)
+        if group is None:
+            return scaling.estimate(ops.convert_to_numpy(_keras.read(self.averages)), confidence)
+        if group not in self.groups:
+            raise ValueError(f"`group` must be one of {list(self.groups)}. Received: group={group!r}")
+        rows = ops.convert_to_numpy(_keras.read(self.group_averages))
+        return scaling.estimate(rows[list(self.groups).index(group)], confidence)
 
     def group_members(self) -> list[list[int]]:
         """For the total and each group, the positions of its variables in `trainable_variables`."""
@@ -122,13 +180,18 @@ class Microbatched(_keras.Model):
         model = _keras.deserialize_object(config["model"], custom_objects=custom_objects)
         return cls(**{**config, "model": model})
 
-    def _add_averages(self, rows: int):
-        return _keras.add_local_weight(self, "noise_scale_averages", (rows, len(COLUMNS)))
+
+class Accumulated:
+    """What is summed for the next update, out of sight of Keras' tracking: no checkpoint holds it."""
+
+    def __init__(self):
+        self.part, self.batches = "update", 0
+        self.gradients, self.statistics, self.examples = None, None, None
 
 
 def logs_of(averages) -> dict:
     """What `fit` logs of the averages, in-graph."""
-    signal, noise = averages[0, COLUMNS.index("grad_sq_norm")], averages[0, COLUMNS.index("trace")]
+    signal, noise = averages[COLUMNS.index("grad_sq_norm")], averages[COLUMNS.index("trace")]
     return {
         "noise_scale": noise_to_signal(noise, signal, ops.where),
         "grad_sq_norm": signal,

@@ -3,7 +3,14 @@
 from typing import NamedTuple
 
 from keras_lsb import _keras, scaling
-from keras_lsb.distribute.reduction import apply_summed, densify, replica_count, shared_by_replicas, sum_over_replicas
+from keras_lsb.distribute.reduction import (
+    apply_summed,
+    densify,
+    local_variable,
+    logs_for_fit,
+    replica_count,
+    sum_over_replicas,
+)
 from keras_lsb.scaling.noise_scale import signal_and_noise
 from keras_lsb.training import microbatched
 
@@ -19,23 +26,73 @@ class Sums(NamedTuple):
     inverse_sizes: object
 
 
+# An update from one batch, or from several: all but the last of them are only accumulated.
+PARTS = ("update", "accumulate", "finish")
+
+
+def next_part(model) -> str:
+    """Which of `PARTS` the next batch is for; counts the batches that wait."""
+    waiting = model.pending_batches
+    if waiting + 1 < model.accumulation:
+        if model._accumulated.gradients is None:
+            _make_accumulators(model)
+        model._accumulated.batches += 1
+        return "accumulate"
+    model._accumulated.batches = 0
+    return "finish" if waiting else "update"
+
+
 def train_step(model, data) -> dict:
-    """One update from one batch, which is this replica's share."""
+    """One update from one batch, which is this replica's share, or one part of an update."""
     batch = _keras.unpack(data)
-    local = examples_in(batch)
-    (total,) = sum_over_replicas([tf.cast(local, tf.float32)])
+    (total,) = sum_over_replicas([tf.cast(examples_in(batch), tf.float32)])
     scale = _keras.loss_scale(model.optimizer)
     measures = measures_noise(model)
     sums = sum_gradients(model, batch, scale / total, _measures_now(model) if measures else None)
-    gradients = _sum_present(sums.gradients)
-    if measures:
-        statistics = tf.concat([sums.sq_norms, [sums.small_gradients, sums.inverse_sizes]], 0)
+    statistics = tf.concat([sums.sq_norms, [sums.small_gradients, sums.inverse_sizes]], 0)
+    if model._accumulated.part == "update":
+        _update(model, sums.gradients, statistics, total, scale)
+    else:
+        _accumulate(model, sums.gradients, statistics, total, scale)
+    results = model.get_metrics_result()
+    return logs_for_fit(results, microbatched.logs_of(model.averages)) if measures else results
+
+
+def _update(model, gradients, statistics, total, scale) -> None:
+    """Sums over replicas, measures and applies."""
+    gradients = _sum_present(gradients)
+    if measures_noise(model):
         (statistics,) = sum_over_replicas([statistics])
         _update_averages(model, gradients, statistics, total, scale)
-    gradients = _keras.apply_loss_scaled(model.optimizer, gradients)
-    apply_summed(model.optimizer, gradients, model.trainable_variables)
-    results = model.get_metrics_result()
-    return {**results, **shared_by_replicas(microbatched.logs_of(model.averages))} if measures else results
+    apply_summed(model.optimizer, _keras.unscale(model.optimizer, gradients), model.trainable_variables)
+
+
+def _accumulate(model, gradients, statistics, total, scale) -> None:
+    """Adds this replica's sums to its accumulators; the last part of an update applies and clears them."""
+    kept = model._accumulated
+    pairs = [(g, sum_) for g, sum_ in zip(gradients, kept.gradients, strict=True) if g is not None]
+    if kept.part == "accumulate":
+        for gradient, accumulator in pairs:
+            accumulator.assign_add(gradient * total)
+        kept.statistics.assign_add(statistics)
+        kept.examples.assign_add(total)
+        return
+    total_of_all = kept.examples + total
+    means = iter([(accumulator + gradient * total) / total_of_all for gradient, accumulator in pairs])
+    means = [None if gradient is None else next(means) for gradient in gradients]
+    _update(model, means, kept.statistics + statistics, total_of_all, scale)
+    for variable in (*(accumulator for _, accumulator in pairs), kept.statistics, kept.examples):
+        variable.assign(tf.zeros_like(variable))
+
+
+def _make_accumulators(model) -> None:
+    if not model.built:
+        raise ValueError("Call the model on a batch before batches are accumulated: its weights do not exist yet.")
+    kept = model._accumulated
+    rows = len(model.groups) + 1 if measures_noise(model) else 0
+    with model.distribute_strategy.scope():
+        kept.gradients = [local_variable(variable.shape, variable.dtype) for variable in model.trainable_variables]
+        kept.statistics, kept.examples = local_variable([rows + 2], "float32"), local_variable([], "float32")
 
 
 def measures_noise(model) -> bool:
@@ -129,7 +186,8 @@ def _update_averages(model, gradients, statistics, total, scale) -> None:
     """Adds the measurement to the model's averages. `statistics` are summed over small gradients, `total` examples."""
     rows = len(model.groups) + 1
     norms, count, inverse_sizes = statistics[:rows], statistics[rows], statistics[rows + 1]
-    averages = tf.convert_to_tensor(model.averages)
+    kept = [tf.convert_to_tensor(model.averages)[None]]
+    averages = tf.concat([*kept, model.group_averages], 0) if model.groups else kept[0]
 
     def updated():
         big = sq_norms(model, gradients) / tf.square(scale)
@@ -137,7 +195,11 @@ def _update_averages(model, gradients, statistics, total, scale) -> None:
         return scaling.update_averages(averages, *parts, model.decay)
 
     measures_now = _measures_now(model)
-    model.averages.assign(updated() if measures_now is True else tf.cond(measures_now, updated, lambda: averages))
+    averages = updated() if measures_now is True else tf.cond(measures_now, updated, lambda: averages)
+    model.averages.assign(averages[0])
+    if model.groups:
+        model.group_averages.assign(averages[1:])
+    model.measured_batch.assign(total)
 
 
 def _sum_present(gradients: list) -> list:
