@@ -1,6 +1,7 @@
 """Keras callbacks that measure a training and steer it."""
 
 from keras_lsb.callbacks.adaptive_batch import AdaptiveBatch
+from keras_lsb.callbacks.curvature import Curvature
 from keras_lsb.callbacks.noise_scale import NoiseScale, NoiseScaleRecord
 
-__all__ = ["AdaptiveBatch", "NoiseScale", "NoiseScaleRecord"]
+__all__ = ["AdaptiveBatch", "Curvature", "NoiseScale", "NoiseScaleRecord"]

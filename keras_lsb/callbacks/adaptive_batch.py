@@ -83,7 +83,7 @@ class AdaptiveBatch(_keras.Callback):
             examples = sum(size for _, size in known)
             share = 1 - self.gain.steps_ratio(max(examples, 1.001 * self.gain.min_examples))
             sys.stdout.write(
-                f"Adaptive batch: {self.batch_sizes[0]:g} to {self.batch_sizes[-1]:g} examples in {len(known)} updates, "
+                f"Adaptive batch: {self.batch_sizes[0]:g} to {self.batch_sizes[-1]:g} examples, {len(known)} updates, "
                 f"{examples:g} examples in all. gamma {self.gain.gamma:.3f} predicts {100 * share:.1f} % fewer steps "
                 "than with the best fixed batch.\n"
             )

@@ -2,6 +2,7 @@
 
 from keras_lsb.scaling.adaptive import AdaptiveGain, adaptive_batch_size, adaptive_gain, learning_rate_factor
 from keras_lsb.scaling.critical_batch import CriticalBatch
+from keras_lsb.scaling.curvature import Curvature, curvature
 from keras_lsb.scaling.legw import legw
 from keras_lsb.scaling.noise_scale import NoiseScale, NoiseScaleEstimate, estimate, noise_scale, update_averages
 from keras_lsb.scaling.plan import Plan, PlanRow, plan
@@ -9,12 +10,14 @@ from keras_lsb.scaling.plan import Plan, PlanRow, plan
 __all__ = [
     "AdaptiveGain",
     "CriticalBatch",
+    "Curvature",
     "NoiseScale",
     "NoiseScaleEstimate",
     "Plan",
     "PlanRow",
     "adaptive_batch_size",
     "adaptive_gain",
+    "curvature",
     "estimate",
     "learning_rate_factor",
     "legw",
