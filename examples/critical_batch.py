@@ -51,13 +51,16 @@ class Sweep:
 
     def __init__(self, arguments, data):
         self.arguments, self.goals = arguments, sorted(arguments.goals, reverse=True)
-        self.data, self.trainers = data, {}
+        self.data = data
         self.path = arguments.output / "runs.csv"
         self.fields = [*FIELDS, *(f"loss_{goal:g}" for goal in self.goals)]
         self.runs = {}
         if self.path.exists():
             with self.path.open() as stream:
-                for row in csv.DictReader(stream):
+                rows = csv.DictReader(stream)
+                if rows.fieldnames != self.fields:
+                    raise SystemExit(f"{self.path} is of a sweep with other --goals: choose another --output.")
+                for row in rows:
                     key = int(row["batch_size"]), float(row["learning_rate"]), int(row["seed"])
                     self.runs[key] = [int(row[name]) if row[name] else None for name in self.fields[len(FIELDS) :]]
         else:
@@ -89,13 +92,12 @@ class Sweep:
                 return losses, "stopped"
 
     def _trainer(self, seed: int) -> SGDTrainer:
-        if seed not in self.trainers:
-            import tensorflow as tf
+        """A new one for each run: dropout then does not depend on the runs before, and a sweep can be continued."""
+        import tensorflow as tf
 
-            tf.keras.utils.set_random_seed(seed)
-            model = build_model(tf.keras, self.data[0].shape[1:], self.arguments.policy)
-            self.trainers[seed] = SGDTrainer(model, *self.data)
-        return self.trainers[seed]
+        tf.keras.backend.clear_session()
+        tf.keras.utils.set_random_seed(seed)
+        return SGDTrainer(build_model(tf.keras, self.data[0].shape[1:], self.arguments.policy), *self.data)
 
     def best(self, batch_size: int, seed: int, goal: int) -> tuple[int, float] | None:
         """Fewest steps to a goal at one batch size and seed, with the learning rate that took them."""

@@ -32,7 +32,7 @@ class SGDTrainer:
     def __init__(self, model, images: np.ndarray, labels: np.ndarray):
         import tensorflow as tf
 
-        self.model, self.initial = model, model.get_weights()
+        self.model = model
         self.images, self.labels = tf.constant(images[..., None]), tf.constant(labels)
         self.optimizer = tf.keras.optimizers.SGD(0.0)
         self.optimizer.build(model.trainable_variables)
@@ -53,8 +53,7 @@ class SGDTrainer:
         self._train = train
 
     def run(self, batch_size: int, learning_rate: float, seed: int, chunk_examples: int = 8192):
-        """Starts again from the initial weights and yields the losses of the steps, an array per chunk, without end."""
-        self.model.set_weights(self.initial)
+        """Yields the losses of the steps, an array per chunk, without end."""
         self.optimizer.learning_rate.assign(learning_rate)
         shuffle = np.random.default_rng(seed)
         order = np.empty(0, "int32")

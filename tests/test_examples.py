@@ -90,6 +90,35 @@ def test_finished_run_is_recorded_and_not_repeated(tmp_path):
     assert second.splitlines()[-1] == first.splitlines()[-1]
 
 
+SWEEP = ("--batch-sizes", "8", "32", "128", "--goals", "1.5", "1", "--rates", "1", "--seeds", "0", "--threads", "1")
+
+
+def test_sweep_measures_the_critical_batch_and_continues(tmp_path):
+    run("critical_batch.py", tmp_path, *SWEEP)
+    fits = list(csv.DictReader((tmp_path / "critical_batch.csv").open()))
+    record = json.loads((tmp_path / "critical_batch.json").read_text())
+    assert [float(fit["goal"]) for fit in fits] == [1.5, 1.0]
+    for fit in fits:
+        assert 1 < float(fit["critical_batch"]) < 200
+        assert float(fit["log_residual"]) < 0.5
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    for goal in (1.5, 1.0):
+        steps = [row["steps"] for row in record["steps"] if row["goal"] == goal]
+        assert steps == sorted(steps, reverse=True)
+    runs = tmp_path / "runs.csv"
+    lines = runs.read_text().splitlines(keepends=True)
+    runs.write_text("".join(lines[:-2]))
+    run("critical_batch.py", tmp_path, *SWEEP)
+    continued = runs.read_text().splitlines(keepends=True)
+    assert continued[: len(lines) - 2] == lines[:-2]
+    assert len(continued) == len(lines)
+    assert json.loads((tmp_path / "critical_batch.json").read_text())["fits"] == record["fits"]
+    other = command("critical_batch.py", tmp_path, *SWEEP, "--goals", "1")
+    refused = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert refused.returncode != 0
+    assert "--output" in refused.stderr
+
+
 def test_killed_run_continues_at_the_epoch_it_had_reached(tmp_path):
     # Epochs of a few seconds: the kill arrives within one of them, and never after the last.
     flags = ("--batch-size", "2", "--limit-steps", "300", "--epochs", "5", "--threads", "1", "--hold-out")

@@ -24,7 +24,7 @@ class AdaptiveBatch(_keras.Callback):
         batch_size: examples of one batch of `fit`, over all replicas.
         max_batch_size: largest batch of an update, in examples.
         interval: updates between decisions.
-        follow: how the learning rate follows the batch: "noise", "linear", "sqrt" or "none", see
+        follow: how the learning rate follows the batch: "sqrt", "linear", "noise" or "none", see
             `scaling.learning_rate_factor`. The rate that the model was compiled with belongs to `batch_size`.
         verbose: 1 prints changes and the result, 0 does not.
 
@@ -38,7 +38,7 @@ class AdaptiveBatch(_keras.Callback):
             whose learning rate is a schedule, with a `follow` other than "none".
     """
 
-    def __init__(self, exchange_rate, *, batch_size, max_batch_size, interval=10, follow="noise", verbose=1):
+    def __init__(self, exchange_rate, *, batch_size, max_batch_size, interval=10, follow="sqrt", verbose=1):
         super().__init__()
         self.exchange_rate = positive("exchange_rate", exchange_rate)
         self.batch_size = whole("batch_size", batch_size)

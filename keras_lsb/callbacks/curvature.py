@@ -48,11 +48,18 @@ class Curvature(_keras.Callback):
                 logs |= {"noise_scale_hessian": last.noise, "noise_scale_simple": last.simple}
 
     def plot(self, ax=None):
-        """Draws the constant over the batches of `fit`; returns the axes."""
+        """Draws the constant over the batches of `fit`, and the noise scales on another axis; returns the axes."""
         if ax is None:
             import matplotlib.pyplot as plt
 
             ax = plt.figure(layout="constrained").add_subplot()
-        ax.plot([step for step, _ in self.history], [found.lipschitz for _, found in self.history])
+        steps = [step for step, _ in self.history]
+        ax.plot(steps, [found.lipschitz for _, found in self.history], label="curvature")
         ax.set(yscale="log", xlabel="batches", ylabel="curvature along the gradient")
+        if self.microbatches > 1:
+            right = ax.twinx()
+            for name, label, line in (("noise", "B_noise", "--"), ("simple", "B_simple", ":")):
+                right.plot(steps, [getattr(found, name) for _, found in self.history], line, label=label)
+            right.set(yscale="log", ylabel="noise scale, examples")
+            right.legend()
         return ax

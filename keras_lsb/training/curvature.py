@@ -9,8 +9,8 @@ class CurvatureProbe:
     """Measures the curvature of a model's loss along its gradient on one batch, without touching its state.
 
     The loss is that of inference (no dropout, moving statistics in batch normalization), so that it is a function of
-    the weights alone. The Hessian is that of the batch's loss, a biased one of the loss over all data where the batch is
-    small.
+    the weights alone. The Hessian is that of the batch's own loss, which for a small batch is a biased estimate of the
+    Hessian over all data.
 
     Args:
         model: a built and compiled model, on one replica.

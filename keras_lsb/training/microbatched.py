@@ -131,11 +131,6 @@ class Microbatched(_keras.Model):
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)
 
-    def build(self, input_shape=None):
-        if not self.model.built and input_shape is not None:
-            self.model.build(input_shape)
-        self.built = True
-
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if type(self.model).compute_loss is not _keras.Model.compute_loss:
             return self.model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)

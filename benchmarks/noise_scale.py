@@ -1,0 +1,118 @@
+"""What the noise scale costs: training steps with and without it, interleaved, as ratios.
+
+    python benchmarks/noise_scale.py [--quick]
+
+- Accumulation over 8 microbatches with the measurement, against the same accumulation without it.
+- MirroredStrategy over 8 virtual devices: `Microbatched(model, 1)`, which measures from the replicas, against `fit` of
+  the model itself.
+Each baseline runs twice, as a null pair: its ratio shows the noise. The quality stands beside the time: the loss after
+the same steps must be the same. Networks: the convolutional one of the noise-scale paper, on random images. Writes
+`benchmarks/results/noise_scale.json`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import interleaved
+import numpy as np
+import tensorflow as tf
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT.parent / "examples"))
+
+import common  # noqa: E402
+from mnist_cnn import build_model  # noqa: E402
+
+from keras_lsb.training import Microbatched  # noqa: E402
+
+keras = tf.keras
+MICROBATCHES, REPLICAS, GOAL = 8, 8, 1.03
+
+
+def stepper(wrap, batch_size: int, steps: int, strategy=None):
+    """A function that trains `steps` steps in one call of `fit`; `losses` of it are the losses."""
+    random = np.random.default_rng(0)
+    images = random.normal(size=(batch_size, 28, 28, 1)).astype("float32")
+    labels = random.integers(0, 10, batch_size)
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    keras.utils.set_random_seed(0)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model = wrap(build_model(keras, (28, 28), dropout=0.0))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.01), loss, jit_compile=False)
+    losses = []
+
+    def step():
+        losses.extend(model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0).history["loss"])
+
+    step.losses = losses
+    return step
+
+
+def compare(name: str, variant, baseline, batch_size: int, rounds: int, steps: int, strategy=None) -> dict:
+    """Ratio of the variant's time to the baseline's, and of the baseline to itself."""
+    variants = {
+        "variant": stepper(variant, batch_size, steps, strategy),
+        "baseline": stepper(baseline, batch_size, steps, strategy),
+        "again": stepper(baseline, batch_size, steps, strategy),
+    }
+    interleaved.measure(variants, 2)  # tracing
+    seconds = interleaved.measure(variants, rounds)
+    gap = abs(variants["variant"].losses[-1] / variants["baseline"].losses[-1] - 1)
+    return {
+        "comparison": name,
+        "batch_size": batch_size,
+        "ratio": round(interleaved.ratio(seconds, "variant", "baseline"), 3),
+        "null": round(interleaved.ratio(seconds, "again", "baseline"), 3),
+        "goal": GOAL,
+        "step_ms": round(1000 * statistics.median(seconds["baseline"]) / steps, 1),
+        "loss_gap": float(f"{gap:.1e}"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rounds, no file: checks that it runs")
+    arguments = parser.parse_args()
+    rounds, steps = (3, 1) if arguments.quick else (21, 3)
+    devices = [tf.config.LogicalDeviceConfiguration()] * REPLICAS
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(REPLICAS)])
+
+    def microbatched(model):
+        return Microbatched(model, MICROBATCHES)
+
+    def every_tenth(model):
+        return Microbatched(model, MICROBATCHES, interval=10)
+
+    def unmeasured(model):
+        return Microbatched(model, MICROBATCHES, noise_scale=False)
+
+    rows = []
+    for batch_size in (64,) if arguments.quick else (256, 1024):
+        rows.append(compare("8 microbatches", microbatched, unmeasured, batch_size, rounds, steps))
+        print(rows[-1], flush=True)
+        rows.append(compare("8 microbatches, every 10th step", every_tenth, unmeasured, batch_size, rounds, steps))
+        print(rows[-1], flush=True)
+        rows.append(
+            compare(
+                "8 replicas",
+                lambda model: Microbatched(model, 1),
+                lambda model: model,
+                batch_size,
+                rounds,
+                steps,
+                strategy,
+            )
+        )
+        print(rows[-1], flush=True)
+    if not arguments.quick:
+        record = {"versions": common.versions(), "rows": rows}
+        (ROOT / "results" / "noise_scale.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
