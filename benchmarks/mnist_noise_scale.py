@@ -45,20 +45,22 @@ def per_example(tf, model, images, labels) -> tuple[float, float]:
     """(squared norm of the mean gradient, mean squared norm of the gradients of single examples), one at a time."""
     loss_of = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     variables = model.trainable_variables
+    sums = [tf.Variable(tf.zeros(variable.shape, tf.float64)) for variable in variables]
+    squares = tf.Variable(tf.zeros([], tf.float64))
 
     @tf.function
-    def gradient(image, label):
-        with tf.GradientTape() as tape:
-            loss = loss_of(label[None], model(image[None], training=True))
-        gradients = tape.gradient(loss, variables)
-        return tf.concat([tf.reshape(value, [-1]) for value in gradients], 0)
+    def add(images, labels):
+        for index in tf.range(tf.shape(images)[0]):
+            part = slice(index, index + 1)
+            with tf.GradientTape() as tape:
+                loss = loss_of(labels[part], model(images[part], training=True))
+            for total, gradient in zip(sums, tape.gradient(loss, variables), strict=True):
+                total.assign_add(tf.cast(gradient, tf.float64))
+                squares.assign_add(2 * tf.cast(tf.nn.l2_loss(gradient), tf.float64))
 
-    total, squares = 0.0, 0.0
-    for image, label in zip(tf.constant(images), tf.constant(labels), strict=True):
-        flat = gradient(image, label).numpy().astype("float64")
-        total, squares = total + flat, squares + float(flat @ flat)
-    mean = total / len(images)
-    return float(mean @ mean), squares / len(images)
+    add(tf.constant(images), tf.constant(labels))
+    means = [total.numpy() / len(images) for total in sums]
+    return sum(float(np.sum(mean**2)) for mean in means), float(squares) / len(images)
 
 
 def check(tf, weights, images, labels, policy: str) -> dict:

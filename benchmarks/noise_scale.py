@@ -6,13 +6,16 @@
 - MirroredStrategy over 8 virtual devices: `Microbatched(model, 1)`, which measures from the replicas, against `fit` of
   the model itself.
 Each baseline runs twice, as a null pair: its ratio shows the noise. The quality stands beside the time: the loss after
-the same steps must be the same. Networks: the convolutional one of the noise-scale paper, on random images. Writes
+the same steps must be the same. The network is the convolutional one of the noise-scale paper, on random images. The
+peak memory of a process that trains at batch 2048 is compared between one and 16 microbatches. Writes
 `benchmarks/results/noise_scale.json`.
 """
 
 import argparse
 import json
+import resource
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,10 +76,21 @@ def compare(name: str, variant, baseline, batch_size: int, rounds: int, steps: i
     }
 
 
+def peak_memory(microbatches: int) -> float:
+    """Largest resident memory, in MB, of a process that trains two steps at batch 2048."""
+    command = [sys.executable, __file__, "--peak-memory", str(microbatches)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds, no file: checks that it runs")
+    parser.add_argument("--peak-memory", type=int, metavar="MICROBATCHES", help="trains two steps, prints MB")
     arguments = parser.parse_args()
+    if arguments.peak_memory:
+        stepper(lambda model: Microbatched(model, arguments.peak_memory), 2048, 2)()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
     rounds, steps = (3, 1) if arguments.quick else (21, 3)
     devices = [tf.config.LogicalDeviceConfiguration()] * REPLICAS
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
@@ -109,8 +123,10 @@ def main() -> None:
             )
         )
         print(rows[-1], flush=True)
+    memory = {str(count): round(peak_memory(count)) for count in (1, 16)}
+    print("peak memory in MB by microbatches:", memory)
     if not arguments.quick:
-        record = {"versions": common.versions(), "rows": rows}
+        record = {"versions": common.versions(), "rows": rows, "peak_memory_mb": memory}
         (ROOT / "results" / "noise_scale.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -91,7 +91,7 @@ def _sums_by_products() -> bool:
 def steps_per_execution(model) -> int:
     """Training steps that `fit` runs per call of the training function."""
     steps = getattr(model, "steps_per_execution", None) or getattr(model, "_steps_per_execution", None)
-    return 1 if steps is None else int(steps)
+    return 1 if steps is None else int(read(steps))
 
 
 def unpack(data) -> tuple:
@@ -171,63 +171,3 @@ def map_structure(function, structure):
 def leaves(structure) -> list:
     """The arrays of a nested structure."""
     return [leaf for leaf in keras3.tree.flatten(structure) if leaf is not None]
-
-
-def loss_derivatives(model):
-    """`(gradient(x, y, w), product(x, y, w, vectors))`: of the loss at inference, and its Hessian times the vectors.
-
-    Both are compiled and return lists in the order of the trainable variables; the state of the model is not touched.
-    """
-    return _jax_derivatives(model) if tensorflow is None else _tensorflow_derivatives(model)
-
-
-def _tensorflow_derivatives(model):
-    def gradient(x, y, sample_weight):
-        variables = model.trainable_variables
-        with tensorflow.GradientTape() as tape:
-            loss = model.compute_loss(x=x, y=y, y_pred=model(x, training=False), sample_weight=sample_weight)
-        return tape.gradient(loss, variables, unconnected_gradients="zero")
-
-    def product(x, y, sample_weight, vectors):
-        with tensorflow.GradientTape() as tape:
-            gradients = gradient(x, y, sample_weight)
-            form = tensorflow.add_n([tensorflow.reduce_sum(g * v) for g, v in zip(gradients, vectors, strict=True)])
-        return tape.gradient(form, model.trainable_variables, unconnected_gradients="zero")
-
-    def keeping_metrics(function):
-        compiled = tensorflow.function(function, reduce_retracing=True)
-
-        def call(*arguments):
-            metrics = [variable for metric in model.metrics for variable in metric.variables] if LEGACY else []
-            values = [variable.numpy() for variable in metrics]  # tf_keras counts every loss that it computes
-            results = compiled(*arguments)
-            for variable, value in zip(metrics, values, strict=True):
-                variable.assign(value)
-            return results
-
-        return call
-
-    return keeping_metrics(gradient), keeping_metrics(product)
-
-
-def _jax_derivatives(model):
-    import jax
-
-    def loss_of(trainable, non_trainable, metrics, optimizer_state, batch):
-        loss, _ = model.compute_loss_and_updates(
-            trainable, non_trainable, metrics, *batch, training=False, optimizer_variables=optimizer_state
-        )
-        return loss
-
-    def product_of(vectors, trainable, *rest):
-        return jax.jvp(lambda values: jax.grad(loss_of)(values, *rest), (trainable,), (vectors,))[1]
-
-    def state():
-        groups = (model.trainable_variables, model.non_trainable_variables, model.metrics_variables)
-        return [[variable.value for variable in group] for group in (*groups, model.optimizer.variables)]
-
-    gradient, product = jax.jit(jax.grad(loss_of)), jax.jit(product_of)
-    return (
-        lambda *batch: gradient(*state(), batch),
-        lambda x, y, sample_weight, vectors: product(vectors, *state(), (x, y, sample_weight)),
-    )

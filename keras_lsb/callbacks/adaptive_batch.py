@@ -12,9 +12,9 @@ from keras_lsb.scaling.adaptive import FOLLOW
 class AdaptiveBatch(_keras.Callback):
     """Keeps the batch near sqrt(exchange_rate * noise scale) by accumulating batches of `fit`; the rate follows.
 
-    Each `interval` updates it reads the noise scale of a `training.Microbatched` model, and when the batch should be
-    larger it raises the number of batches of `fit` that one update takes. The batch only grows. A change needs no
-    retracing. At the end it prints gamma, and the saving that the noise scales of the run predict.
+    Each `interval` updates it reads the noise scale of a `training.Microbatched` model, and when that is resolved and
+    asks for a larger batch, it raises the number of batches of `fit` that one update takes. The batch only grows. A
+    change needs no retracing. At the end it prints gamma, and the saving that the noise scales of the run predict.
 
     Source: McCandlish et al., 2018, arXiv 1812.06162, appendix D and equation 2.6.
 
@@ -34,8 +34,8 @@ class AdaptiveBatch(_keras.Callback):
         gain: `scaling.AdaptiveGain` once training has ended, None where nothing was measured.
 
     Raises:
-        ValueError: an argument out of range; when training begins, a model whose noise scale cannot be measured, or one
-            whose learning rate is a schedule, with a `follow` other than "none".
+        ValueError: an argument out of range; when training begins, a model whose noise scale cannot be measured or
+            that cannot accumulate, or one whose learning rate is a schedule, with a `follow` other than "none".
     """
 
     def __init__(self, exchange_rate, *, batch_size, max_batch_size, interval=10, follow="sqrt", verbose=1):
@@ -52,6 +52,7 @@ class AdaptiveBatch(_keras.Callback):
     def set_model(self, model):
         super().set_model(model)
         require_measurable(model, "AdaptiveBatch")
+        model.require_accumulation()
         if self.follow != "none" and _keras.has_schedule(model.optimizer):
             raise ValueError(
                 "`follow` must be 'none' with a learning-rate schedule, whose value it cannot set. "
@@ -90,7 +91,7 @@ class AdaptiveBatch(_keras.Callback):
 
     def _decide(self) -> None:
         estimate = self.model.noise_scale_estimate()
-        if not (math.isfinite(estimate.simple) and estimate.simple > 0):
+        if not estimate.resolved or estimate.simple <= 0:
             return
         self._noise_scale = estimate.simple
         target = min(scaling.adaptive_batch_size(estimate.simple, self.exchange_rate), self.max_batch_size)

@@ -59,6 +59,9 @@ class NoiseScale(_keras.Callback):
         require_measurable(model, "NoiseScale")
         model.measure(decay=self.decay, interval=self.interval, groups=self.groups)
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.measured_batch.assign(0.0)  # a step keeps the largest: the last batch of an epoch may be ragged
+
     def on_train_batch_end(self, batch, logs=None):
         self._step += 1
         if self._step % self.history_interval == 0:

@@ -212,7 +212,7 @@ def _interval(row: dict, signal: float, noise: float, confidence: float) -> tupl
     if effective < 1.5:
         return 0.0, math.inf
     # scatter / (weight - squared / weight) estimates a covariance without bias, the average has 1 / effective of it.
-    quantile = stats.t.ppf((1 + confidence) / 2, effective - 1)
+    quantile = float(stats.t.ppf((1 + confidence) / 2, effective - 1))
     factor = quantile**2 / (weight - squared / weight) / effective
     a = signal**2 - factor * row["grad_sq_norm_scatter"]
     b = signal * noise - factor * row["cross_scatter"]

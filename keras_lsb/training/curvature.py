@@ -3,6 +3,7 @@
 from keras_lsb import _keras, scaling
 from keras_lsb._checks import whole
 from keras_lsb._keras import ops
+from keras_lsb.training.derivatives import loss_derivatives
 
 
 class CurvatureProbe:
@@ -33,7 +34,7 @@ class CurvatureProbe:
                 "`microbatches` must divide the batch. "
                 f"Received: microbatches={self.microbatches}, a batch of {self.examples} examples"
             )
-        self._gradient, self._product = _keras.loss_derivatives(model)
+        self._gradient, self._product = loss_derivatives(model)
 
     def __call__(self) -> scaling.Curvature:
         """The curvature at the present weights."""

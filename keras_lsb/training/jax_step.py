@@ -90,19 +90,19 @@ def _measures_now(model, optimizer_state):
 
 def _update_averages(model, non_trainable, small, big, small_batch, big_batch, measures_now):
     """The non-trainable state with the measurement added to the model's averages, and the averages of all weights."""
-    held = [model.averages, *([model.group_averages] if model.groups else [])]
+    held = [model.measured_batch, model.averages, *([model.group_averages] if model.groups else [])]
     values = _keras.state_value(model.non_trainable_variables, non_trainable, lambda: [v.value for v in held])
-    averages = jnp.concatenate([jnp.atleast_2d(value) for value in values])
+    batch, averages = values[0], jnp.concatenate([jnp.atleast_2d(value) for value in values[1:]])
     if small_batch < big_batch:
         updated = scaling.update_averages(averages, *signal_and_noise(small, big, small_batch, big_batch), model.decay)
     else:  # a batch too small to be split
         updated = scaling.update_averages(averages, jnp.full_like(small, jnp.nan), small, model.decay)
     averages = updated if measures_now is True else jnp.where(measures_now, updated, averages)
-    changes = [*zip(held, (averages[0], averages[1:]), strict=False), (model.measured_batch, float(big_batch))]
+    changes = zip(held, (jnp.maximum(batch, big_batch), averages[0], averages[1:]), strict=False)
     return _replaced(model, non_trainable, changes), averages[0]
 
 
-def _replaced(model, values, changes: list) -> list:
+def _replaced(model, values, changes) -> list:
     """Values of the non-trainable variables, some of them changed."""
     changes = {id(variable): jnp.asarray(value, "float32") for variable, value in changes}
     return [

@@ -72,15 +72,25 @@ class Microbatched(_keras.Model):
         """Changes how the noise scale is measured: what is None stays. The averages are kept.
 
         Raises:
-            ValueError: an argument out of range, or other groups than were set before.
+            ValueError: an argument out of range, other groups than were set before, or another interval or groups while
+            the gradients of batches wait for their update.
         """
         before = getattr(self, "decay", None), getattr(self, "interval", None), len(self.groups)
-        self.decay = before[0] if decay is None else proportion("decay", decay)
-        self.interval = before[1] if interval is None else whole("interval", interval)
+        decay = before[0] if decay is None else proportion("decay", decay)
+        interval = before[1] if interval is None else whole("interval", interval)
         groups = {name: str(pattern) for name, pattern in (groups or {}).items()}
         if self.groups and groups and groups != self.groups:
             raise ValueError(f"`groups` cannot change. Received: groups={groups}, and before {self.groups}")
+        changed = {"interval": interval != before[1], "groups": bool(groups and not self.groups)}
+        if self.pending_batches and any(changed.values()):
+            names = " and ".join(f"`{name}`" for name, is_changed in changed.items() if is_changed)
+            raise ValueError(
+                f"{names} cannot be set while batches are accumulated: their gradients are measured already. "
+                f"Received: interval={interval}, groups={groups}, with {self.pending_batches} batches waiting"
+            )
+        self.decay, self.interval = decay, interval
         if groups and not self.groups:
+            self._accumulated = Accumulated()  # which has a row for each group
             self.groups = groups
             self.group_averages = _keras.add_local_weight(self, "noise_scale_groups", (len(groups), len(COLUMNS)))
         if before != (self.decay, self.interval, len(self.groups)):
@@ -99,12 +109,21 @@ class Microbatched(_keras.Model):
             ValueError: not a whole number >= 1, `steps_per_execution` > 1, or a backend other than TensorFlow.
         """
         batches = whole("batches", batches)
-        if batches > 1 and (_keras.tensorflow is None or _keras.steps_per_execution(self) > 1):
-            raise ValueError(
-                "`batches` > 1 needs the TensorFlow backend and a model compiled with steps_per_execution=1. "
-                f"Received: batches={batches}, backend {_keras.BACKEND}"
-            )
+        if batches > 1:
+            self.require_accumulation()
         self.accumulation = batches
+
+    def require_accumulation(self) -> None:
+        """Raises a ValueError where `accumulate` cannot work: the backend, or several steps per execution."""
+        if _keras.tensorflow is None:
+            raise ValueError(
+                f"Batches of `fit` are accumulated on TensorFlow only. Received: backend {_keras.BACKEND!r}"
+            )
+        if _keras.steps_per_execution(self) > 1:
+            raise ValueError(
+                "`steps_per_execution` must be 1 where batches of `fit` are accumulated. "
+                f"Received: steps_per_execution={_keras.steps_per_execution(self)}"
+            )
 
     @property
     def pending_batches(self) -> int:

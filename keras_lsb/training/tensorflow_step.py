@@ -97,7 +97,8 @@ def _make_accumulators(model) -> None:
 
 def measures_noise(model) -> bool:
     """Whether a step has more than one small gradient to compare."""
-    return model.noise_scale and model.microbatches * replica_count() * model.accumulation > 1
+    several = model.accumulation > 1 or model._accumulated.part != "update"  # a sum that is begun may end in one batch
+    return model.noise_scale and (several or model.microbatches * replica_count() > 1)
 
 
 def examples_in(batch):
@@ -152,11 +153,11 @@ def _small_gradient(model, batch, examples, weight, measures_now) -> Sums:
         y_pred = model(x, training=True)
         loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
         loss *= replica_count()  # Keras divides compiled losses by it
+        if not isinstance(examples, int):  # a replica's share of the last batch may be empty, and its mean loss NaN
+            loss = tf.where(examples > 0, loss, tf.zeros_like(loss))
         scaled = tf.cast(loss, tf.float32) * factor
     gradients = densify(tape.gradient(scaled, model.trainable_weights))
     _keras.update_metrics(model, loss, examples, x, y, y_pred, sample_weight)
-    if not isinstance(examples, int):  # a replica's share of the last batch may be empty, and its mean loss NaN
-        gradients = [None if g is None else tf.where(examples > 0, g, tf.zeros_like(g)) for g in gradients]
     if measures_now is None:
         return Sums(gradients, tf.zeros([0]), tf.constant(0.0), tf.constant(0.0))
     rows = len(model.groups) + 1
@@ -199,7 +200,7 @@ def _update_averages(model, gradients, statistics, total, scale) -> None:
     model.averages.assign(averages[0])
     if model.groups:
         model.group_averages.assign(averages[1:])
-    model.measured_batch.assign(total)
+    model.measured_batch.assign(tf.maximum(tf.convert_to_tensor(model.measured_batch), total))
 
 
 def _sum_present(gradients: list) -> list:
