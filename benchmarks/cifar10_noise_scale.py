@@ -91,7 +91,6 @@ def main() -> None:
         "policy": arguments.policy,
         "rows": rows,
         "first": round(noise.history[0].estimate.simple, 1),
-        "verdict": noise.verdict,
     }
     (ROOT / "results" / "cifar10_noise_scale.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -14,17 +14,19 @@ def loss_derivatives(model):
 
 
 def _tensorflow_derivatives(model):
+    def variables():  # TensorFlow's own: it cannot make zeros for a variable of Keras
+        return [_keras.native(variable) for variable in model.trainable_variables]
+
     def gradient(x, y, sample_weight):
-        variables = model.trainable_variables
         with tf.GradientTape() as tape:
             loss = model.compute_loss(x=x, y=y, y_pred=model(x, training=False), sample_weight=sample_weight)
-        return tape.gradient(loss, variables, unconnected_gradients="zero")
+        return tape.gradient(loss, variables(), unconnected_gradients="zero")
 
     def product(x, y, sample_weight, vectors):
         with tf.GradientTape() as tape:
             gradients = gradient(x, y, sample_weight)
             form = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(gradients, vectors, strict=True)])
-        return tape.gradient(form, model.trainable_variables, unconnected_gradients="zero")
+        return tape.gradient(form, variables(), unconnected_gradients="zero")
 
     def keeping_metrics(function):
         compiled = tf.function(function, reduce_retracing=True)
@@ -55,6 +57,7 @@ def _jax_derivatives(model):
         return jax.jvp(lambda values: jax.grad(loss_of)(values, *rest), (trainable,), (vectors,))[1]
 
     def state():
+        model.jax_state_sync()  # within `fit` the variables are empty otherwise
         groups = (model.trainable_variables, model.non_trainable_variables, model.metrics_variables)
         return [[variable.value for variable in group] for group in (*groups, model.optimizer.variables)]
 

@@ -155,6 +155,10 @@ class Microbatched(_keras.Model):
             return self.model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
         return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
 
+    def _get_metrics_result_or_logs(self, logs):
+        """What Keras 3 logs of an epoch: beside other logs, it would average the metrics of uneven shares evenly."""
+        return {**logs, **self.get_metrics_result()}
+
     def train_step(self, *arguments):
         return backend_step.train_step(self, *arguments)
 

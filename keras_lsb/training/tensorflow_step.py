@@ -73,12 +73,13 @@ def _accumulate(model, gradients, statistics, total, scale) -> None:
     pairs = [(g, sum_) for g, sum_ in zip(gradients, kept.gradients, strict=True) if g is not None]
     if kept.part == "accumulate":
         for gradient, accumulator in pairs:
-            accumulator.assign_add(gradient * total)
+            accumulator.assign_add(gradient * tf.cast(total, gradient.dtype))
         kept.statistics.assign_add(statistics)
         kept.examples.assign_add(total)
         return
     total_of_all = kept.examples + total
-    means = iter([(accumulator + gradient * total) / total_of_all for gradient, accumulator in pairs])
+    now, then = total / total_of_all, 1 / total_of_all
+    means = iter([g * tf.cast(now, g.dtype) + sum_ * tf.cast(then, g.dtype) for g, sum_ in pairs])
     means = [None if gradient is None else next(means) for gradient in gradients]
     _update(model, means, kept.statistics + statistics, total_of_all, scale)
     for variable in (*(accumulator for _, accumulator in pairs), kept.statistics, kept.examples):
