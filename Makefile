@@ -42,8 +42,9 @@ mutants: $(VENV)/test.stamp ## Break the code on purpose: every break must turn 
 docs: $(VENV)/docs.stamp ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/test.stamp ## Measure: optimizer steps, interleaved, as ratios
+bench: $(VENV)/test.stamp ## Measure: optimizer steps and the noise scale's cost, interleaved, as ratios
 	$(RUN) benchmarks/optimizer_step.py
+	$(RUN) benchmarks/noise_scale.py
 
 clean: ## Remove the virtual environment and everything that was built
 	rm -rf $(VENV) site build dist runs *.egg-info

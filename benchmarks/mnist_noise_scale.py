@@ -7,8 +7,8 @@ step, after one epoch and at the end the weights are frozen, and
 - the trace of the gradient covariance from microbatches is compared with the one from the gradients of single examples,
   both over the same 4,096 examples, with the dropout of the training;
 - ten times, the 90 % interval from 40 batches is checked against the noise scale of those 4,096 examples computed one
-  by one. A batch is drawn from them without replacement, as in an epoch, and without dropout, so that the expected value
-  of both averages is exactly known.
+  by one. A batch is drawn from them without replacement, as in an epoch, and without dropout, so that the expected
+  value of both averages is exactly known.
 During the run the noise scale, the curvature along the gradient and the loss are recorded. Writes
 `benchmarks/results/mnist_noise_scale.json` and `docs/images/mnist_noise_scale.png`.
 """

@@ -99,7 +99,7 @@ def gradients(model, x, y) -> list[np.ndarray]:
 
 
 def train_by_hand(model, microbatches, x=X, y=Y, batch_size=BATCH, epochs=2, keep=lambda index: True) -> list:
-    """Gradient descent with gradients of microbatches at the same weights; (grad_sq_norm, trace) of each step.
+    """Gradient descent with gradients of microbatches at the same weights; (grad_sq_norm, trace, examples) by step.
 
     `keep` chooses the trainable variables that are measured, by position.
     """
@@ -111,7 +111,7 @@ def train_by_hand(model, microbatches, x=X, y=Y, batch_size=BATCH, epochs=2, kee
             small = [gradients(model, batch_x[part], batch_y[part]) for part in chosen]
             sizes = np.array([len(part) for part in chosen], "float64")
             flat = [np.concatenate([g.ravel() for index, g in enumerate(one) if keep(index)]) for one in small]
-            measurements.append(reference.measurement(flat, sizes))
+            measurements.append([*reference.measurement(flat, sizes), len(batch_x)])
             for index, variable in enumerate(model.trainable_variables):
                 mean = sum(size * one[index] for size, one in zip(sizes, small, strict=True)) / sizes.sum()
                 variable.assign(to_numpy(variable) - RATE * mean)

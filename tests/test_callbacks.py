@@ -245,6 +245,16 @@ def test_several_steps_per_execution_are_refused_when_training_begins():
 
 
 @accumulates
+def test_learning_rate_does_not_compound_over_fits():
+    model = slow(2, 0.02)
+    adaptive = AdaptiveBatch(200, batch_size=10, max_batch_size=44, interval=2, verbose=0)
+    for _ in range(2):
+        fit(model, batch_size=10, epochs=6, callbacks=[adaptive])
+        assert model.accumulation == 4
+        assert float(model.optimizer.learning_rate) == pytest.approx(0.04)  # the root of 40 / 10
+
+
+@accumulates
 def test_a_restored_run_continues_with_its_batch(tmp_path):
     model = slow(2, 0.02)
     sizes = {"batch_size": 10, "max_batch_size": 44, "interval": 2, "verbose": 0}
@@ -252,8 +262,7 @@ def test_a_restored_run_continues_with_its_batch(tmp_path):
     assert model.accumulation == 4
     model.save(tmp_path / "model.keras")
     restored = keras.models.load_model(tmp_path / "model.keras")
-    restored.optimizer.learning_rate = 0.02
-    adaptive = AdaptiveBatch(200, **sizes)
+    adaptive = AdaptiveBatch(200, learning_rate=0.02, **sizes)
     fit(restored, batch_size=10, epochs=1, callbacks=[adaptive])
     assert adaptive.batch_sizes == [40]
     assert np.isfinite(adaptive.noise_scales[0])

@@ -86,7 +86,7 @@ def test_measure_changes_decay_and_interval_between_fits():
     assert_averages(averages(model), reference.averages([*measurements[:4], measurements[4], measurements[6]], 1))
     model.measure(decay=0)
     fit(model, epochs=1)
-    assert averages(model)["weight"] == 1
+    assert averages(model)["weight"] == BATCH
     assert averages(model)["measurements"] == 8
 
 

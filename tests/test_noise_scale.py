@@ -212,6 +212,21 @@ def assert_row(actual, measurements, decay):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.9, 1])
+def test_measurements_weigh_what_they_are_given(decay):
+    measurements = correlated(0.5, 30.0, 30, noise_spread=5.0)
+    sizes = np.random.default_rng(2).integers(1, 65, 30).astype("float64")
+    measurements[7] = np.nan
+    averages = to_tensor(np.zeros(len(COLUMNS)))
+    for (signal, trace), size in zip(measurements, sizes, strict=True):
+        averages = update_averages(averages, to_tensor(signal), to_tensor(trace), decay, weight=float(size))
+    expected = as_row(reference.averages(np.column_stack([measurements, sizes]), decay))
+    np.testing.assert_allclose(to_numpy(averages), expected, rtol=2e-5, atol=2e-5)
+    found, alike = estimate(to_numpy(averages)), estimate(to_numpy(averages) / [64, 64**2, 1, 1, 64, 64, 64, 1, 1])
+    assert found.low == pytest.approx(alike.low), "the unit of the weights does not matter"
+    assert found.high == pytest.approx(alike.high)
+
+
 @pytest.mark.parametrize("decay", [0.9, 0.99, 1])
 def test_averages_agree_with_explicit_weights(decay):
     measurements = correlated(0.5, 30.0, 60, noise_spread=5.0)

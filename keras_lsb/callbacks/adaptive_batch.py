@@ -25,7 +25,9 @@ class AdaptiveBatch(_keras.Callback):
         max_batch_size: largest batch of an update, in examples.
         interval: updates between decisions.
         follow: how the learning rate follows the batch: "sqrt", "linear", "noise" or "none", see
-            `scaling.learning_rate_factor`. The rate that the model was compiled with belongs to `batch_size`.
+            `scaling.learning_rate_factor`.
+        learning_rate: the rate at `batch_size`; None takes the model's at the first `fit` with this callback. Give it
+            where a saved model goes on: its own rate has followed the batch already.
         verbose: 1 prints changes and the result, 0 does not.
 
     Attributes:
@@ -38,13 +40,16 @@ class AdaptiveBatch(_keras.Callback):
             that cannot accumulate, or one whose learning rate is a schedule, with a `follow` other than "none".
     """
 
-    def __init__(self, exchange_rate, *, batch_size, max_batch_size, interval=10, follow="sqrt", verbose=1):
+    def __init__(
+        self, exchange_rate, *, batch_size, max_batch_size, interval=10, follow="sqrt", learning_rate=None, verbose=1
+    ):
         super().__init__()
         self.exchange_rate = positive("exchange_rate", exchange_rate)
         self.batch_size = whole("batch_size", batch_size)
         self.max_batch_size = whole("max_batch_size", max_batch_size, minimum=self.batch_size)
         self.interval = whole("interval", interval)
         self.follow = choice("follow", follow, FOLLOW)
+        self.base_learning_rate = None if learning_rate is None else positive("learning_rate", learning_rate)
         self.verbose = verbose
         self.batch_sizes, self.noise_scales, self.gain = [], [], None
         self._noise_scale = math.nan
@@ -58,7 +63,8 @@ class AdaptiveBatch(_keras.Callback):
                 "`follow` must be 'none' with a learning-rate schedule, whose value it cannot set. "
                 f"Received: follow={self.follow!r}"
             )
-        self.base_learning_rate = _keras.learning_rate(model.optimizer)
+        if self.base_learning_rate is None:
+            self.base_learning_rate = _keras.learning_rate(model.optimizer)
 
     def on_train_begin(self, logs=None):
         self._decide()  # a restored run continues with the batch size of its noise scale

@@ -112,33 +112,35 @@ COLUMNS = (
 )
 
 
-def update_averages(averages, grad_sq_norm, trace, decay):
+def update_averages(averages, grad_sq_norm, trace, decay, weight=1.0):
     """Adds a measurement to exponential averages of `grad_sq_norm` and `trace`, and to the scatter about them.
 
     A measurement weighs `decay` times less with each later one, and averages are divided by the sum of the weights, so
-    that they are not biased towards their start. A measurement that is not finite is only counted.
+    that they are not biased towards their start. A measurement that is not finite is only counted. Where batches
+    differ, their sizes are good weights: a ragged last batch is noisier, and averages stay unbiased with any weights.
 
     Args:
         averages: shape (..., 9), float32; zeros at the start, columns as in `COLUMNS`.
         grad_sq_norm: the measurements, shape (...).
         trace: the measurements, shape (...).
         decay: weight of the past; 1 gives the plain averages.
+        weight: weight of this measurement, > 0, in any unit.
 
     Returns:
         The averages after the measurement, of the same shape.
     """
-    weight, squared, mean_signal, mean_noise, signal_signal, cross, noise_noise, count, skipped = (
+    total, squared, mean_signal, mean_noise, signal_signal, cross, noise_noise, count, skipped = (
         averages[..., column] for column in range(len(COLUMNS))
     )
     finite = ops.logical_and(ops.isfinite(grad_sq_norm), ops.isfinite(trace))
-    old_weight = decay * weight
-    new_weight = old_weight + 1
-    signal_step = (grad_sq_norm - mean_signal) / new_weight
-    noise_step = (trace - mean_noise) / new_weight
-    share = old_weight * new_weight  # (old / new) * deviation * deviation, in terms of the steps of the averages
+    old_total = decay * total
+    new_total = old_total + weight
+    signal_step = (grad_sq_norm - mean_signal) * weight / new_total
+    noise_step = (trace - mean_noise) * weight / new_total
+    share = old_total * new_total / weight  # weight * old / new * deviations, in terms of the steps of the averages
     measured = [
-        new_weight,
-        decay * decay * squared + 1,
+        new_total,
+        decay * decay * squared + weight * weight,
         mean_signal + signal_step,
         mean_noise + noise_step,
         decay * signal_signal + share * signal_step * signal_step,

@@ -94,7 +94,8 @@ def _update_averages(model, non_trainable, small, big, small_batch, big_batch, m
     values = _keras.state_value(model.non_trainable_variables, non_trainable, lambda: [v.value for v in held])
     batch, averages = values[0], jnp.concatenate([jnp.atleast_2d(value) for value in values[1:]])
     if small_batch < big_batch:
-        updated = scaling.update_averages(averages, *signal_and_noise(small, big, small_batch, big_batch), model.decay)
+        parts = signal_and_noise(small, big, small_batch, big_batch)
+        updated = scaling.update_averages(averages, *parts, model.decay, weight=float(big_batch))
     else:  # a batch too small to be split
         updated = scaling.update_averages(averages, jnp.full_like(small, jnp.nan), small, model.decay)
     averages = updated if measures_now is True else jnp.where(measures_now, updated, averages)

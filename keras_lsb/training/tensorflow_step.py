@@ -194,7 +194,7 @@ def _update_averages(model, gradients, statistics, total, scale) -> None:
     def updated():
         big = sq_norms(model, gradients) / tf.square(scale)
         parts = signal_and_noise(norms / count, big, count / inverse_sizes, total)  # not finite for one small gradient
-        return scaling.update_averages(averages, *parts, model.decay)
+        return scaling.update_averages(averages, *parts, model.decay, weight=total)
 
     measures_now = _measures_now(model)
     averages = updated() if measures_now is True else tf.cond(measures_now, updated, lambda: averages)

@@ -23,10 +23,14 @@ def measurement(gradients, sizes):
 
 
 def weights_of(measurements, decay):
-    """The finite measurements (grad_sq_norm, trace), one per row, and their weights: 1 for the last one."""
+    """The finite measurements (grad_sq_norm, trace), one per row, and their weights.
+
+    A third number in the rows is the weight of the measurement when it was made; without it that is 1.
+    """
     measurements = np.asarray(measurements, np.float64)
     finite = measurements[np.isfinite(measurements).all(1)]
-    return finite, np.float64(decay) ** np.arange(len(finite))[::-1]
+    first = finite[:, 2] if finite.shape[1] == 3 else 1
+    return finite[:, :2], first * np.float64(decay) ** np.arange(len(finite))[::-1]
 
 
 def averages(measurements, decay):
