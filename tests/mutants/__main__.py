@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutants.catalogue import MUTANTS, Mutant
@@ -72,10 +73,10 @@ def main() -> int:
         )
         return 2
     survived = 0
-    for mutant in chosen:
-        result = verdict(mutant)
-        survived += result != "caught"
-        print(f"{mutant.name:{width}}  {result}", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, result in zip(chosen, pool.map(verdict, chosen), strict=True):
+            survived += result != "caught"
+            print(f"{mutant.name:{width}}  {result}", flush=True)
     print(f"{len(chosen) - survived} of {len(chosen)} caught")
     return int(survived > 0)
 

@@ -139,15 +139,22 @@ MUTANTS = (
     Mutant(
         "averages_biased_towards_their_start",
         "scaling/noise_scale.py",
-        "(grad_sq_norm - mean_signal) / new_weight",
+        "(grad_sq_norm - mean_signal) * weight / new_total",
         "(grad_sq_norm - mean_signal) * (1 - decay)",
         ("test_noise_scale.py::test_averages_agree_with_explicit_weights[0.99]",),
     ),
     Mutant(
+        "measurements_weigh_alike",
+        "training/tensorflow_step.py",
+        "model.decay, weight=total)",
+        "model.decay)",
+        ("test_microbatched_noise.py::test_averages_are_those_of_gradients_at_the_same_weights",),
+    ),
+    Mutant(
         "measurement_clamped_at_zero",
         "scaling/noise_scale.py",
-        "(grad_sq_norm - mean_signal) / new_weight",
-        "(ops.maximum(grad_sq_norm, 0.0) - mean_signal) / new_weight",
+        "(grad_sq_norm - mean_signal) * weight / new_total",
+        "(ops.maximum(grad_sq_norm, 0.0) - mean_signal) * weight / new_total",
         ("test_noise_scale.py::test_a_negative_measurement_keeps_its_sign",),
     ),
     Mutant(
