@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True, help="folder with MNIST of tensorflow-datasets")
     parser.add_argument("--goal", type=float, default=0.05)
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.07, 0.1, 0.14], help="of batch 16")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.07, 0.1, 0.14, 0.2], help="of batch 16")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10, help="limit of a run")
     parser.add_argument("--policy", default="mixed_bfloat16", help="as in the sweep")
