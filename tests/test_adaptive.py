@@ -156,3 +156,7 @@ def test_bad_entry_of_the_gain(value):
         adaptive_gain([2, value], [4, 8])
     with pytest.raises(ValueError, match=r"`batch_sizes` must hold .*Received: batch_sizes=\[ ?2\. "):
         adaptive_gain([4, 8], [2, value])
+
+
+def test_without_noise_the_rate_does_not_follow():
+    assert learning_rate_factor(640, 64, 0, "noise") == 1

@@ -257,8 +257,17 @@ def test_bad_argument_of_a_plan(name, value):
         plan(**{**arguments, name: value})
 
 
+def test_values_that_are_no_numbers_are_named():
+    with pytest.raises(ValueError, match=r"`batch_sizes` must be a list of finite numbers.*Received: .*'a'"):
+        CriticalBatch.fit(["a", 2], [3, 2])
+    with pytest.raises(ValueError, match=r"`devices` must be a list.*Received: devices=4"):
+        plan(1000, 100, 1100, 4)
+    with pytest.raises(ValueError, match=r"`warmup_epochs` must be.*Received: warmup_epochs=-1"):
+        plan(1000, 100, 1100, [1], warmup_epochs=-1)
+
+
 def test_bad_devices_and_seconds_of_a_plan():
-    with pytest.raises(ValueError, match=r"`devices` must name.*Received: devices=\[\]"):
+    with pytest.raises(ValueError, match=r"`devices` must be a list.*Received: devices=\[\]"):
         plan(1000, 100, 1100, [])
     with pytest.raises(ValueError, match=r"`devices` must be .*Received: devices=0"):
         plan(1000, 100, 1100, [1, 0])

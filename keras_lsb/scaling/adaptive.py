@@ -34,7 +34,7 @@ def learning_rate_factor(batch_size: float, base_batch_size: float, noise_scale:
     ratio = positive("batch_size", batch_size) / positive("base_batch_size", base_batch_size)
     match choice("follow", follow, FOLLOW):
         case "noise":
-            noise = positive("noise_scale", noise_scale)
+            noise = non_negative("noise_scale", noise_scale)
             return (1 + noise / base_batch_size) / (1 + noise / batch_size)
         case "linear":
             return ratio

@@ -134,7 +134,10 @@ class CriticalBatch:
 
 
 def _column(name: str, values) -> np.ndarray:
-    array = np.asarray(values, "float64")
+    try:
+        array = np.asarray(values, "float64")
+    except (TypeError, ValueError):
+        array = np.array(np.nan)
     if array.ndim != 1 or not np.all(np.isfinite(array) & (array > 0)):
         raise ValueError(f"`{name}` must be a list of finite numbers > 0. Received: {name}={values!r}")
     return array

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from keras_lsb._checks import non_negative, positive
 from keras_lsb.scaling.critical_batch import CriticalBatch
 from keras_lsb.scaling.legw import legw
@@ -97,8 +99,9 @@ def plan(
     noise_scale, batch_size = non_negative("noise_scale", noise_scale), positive("batch_size", batch_size)
     min_steps = positive("steps", steps) / (1 + noise_scale / batch_size)
     law = CriticalBatch(min_steps, noise_scale * min_steps, noise_scale)
-    if len(devices) == 0:
-        raise ValueError(f"`devices` must name at least one number of devices. Received: devices={devices!r}")
+    non_negative("warmup_epochs", warmup_epochs)
+    if not isinstance(devices, Sequence | np.ndarray) or len(devices) == 0:
+        raise ValueError(f"`devices` must be a list of at least one number of devices. Received: devices={devices!r}")
 
     def seconds_of(count: float) -> float:
         each = step_seconds(count) if callable(step_seconds) else step_seconds
