@@ -249,6 +249,7 @@ def main() -> None:
         print(checks[-1], flush=True)
     rows = summary(record, arguments.batch_size)
     plot(record, rows, ROOT.parent / "docs" / "images" / "mnist_noise_scale.png")
+    peak = max(record["curvature"], key=lambda found: found[1])
     finite = np.array([value for value in record["simple"] if np.isfinite(value)])
     start = record["simple"][record["steps"].index(20)]
     result = {
@@ -261,6 +262,10 @@ def main() -> None:
         "mean_over_steps": round(float(finite.mean()), 1),
         "ratio_of_means": round(float(np.mean(record["trace"]) / np.mean(record["grad_sq_norm"])), 1),
         "end": round(record["simple"][-1], 1),
+        "curvature_first": round(record["curvature"][0][1], 2),
+        "curvature_peak": round(peak[1], 2),
+        "curvature_peak_step": peak[0],
+        "curvature_end": round(float(np.median([found[1] for found in record["curvature"][-10:]])), 2),
     }
     (ROOT / "results" / "mnist_noise_scale.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
