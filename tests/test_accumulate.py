@@ -37,7 +37,7 @@ def test_as_batches_three_times_as_large(jit_compile):
     large, small = microbatched(6, **arguments), accumulating(3, **arguments, jit_compile=jit_compile)
     expected = fit(large, X[:48], Y[:48], batch_size=24)
     history = fit(small, X[:48], Y[:48], batch_size=8)
-    assert_all_close(weights(small), weights(large), 1e-6)
+    assert_all_close(weights(small), weights(large), 5e-6)
     assert updates(small) == updates(large) == 4
     assert_averages(averages(small), averages(large))
     np.testing.assert_allclose(to_numpy(small.group_averages)[0, :4], to_numpy(large.group_averages)[0, :4], rtol=1e-3)
@@ -61,7 +61,7 @@ def test_batches_of_different_size_count_by_their_examples():
     plain, small = compiled(small_model()), accumulating(3)
     fit(plain, X[:19], Y[:19], batch_size=19, epochs=1)
     fit(small, X[:19], Y[:19], batch_size=8, epochs=1)
-    assert_all_close(weights(small), weights(plain), 1e-6)
+    assert_all_close(weights(small), weights(plain), 5e-6)
     assert to_numpy(small.measured_batch) == 19
 
 
@@ -76,7 +76,7 @@ def test_unfinished_sum_is_carried_over_the_end_of_an_epoch():
     fit(small, X[16:24], Y[16:24], batch_size=8, epochs=1)
     assert small.pending_batches == 0
     fit(plain, X[:24], Y[:24], batch_size=24, epochs=1)
-    assert_all_close(weights(small), weights(plain), 1e-6)
+    assert_all_close(weights(small), weights(plain), 5e-6)
     assert updates(small) == 1
 
 
@@ -92,13 +92,13 @@ def test_the_number_of_batches_changes_during_the_run():
         fit(plain, X[position : position + size], Y[position : position + size], batch_size=size, epochs=1)
         position += size
         assert small.pending_batches == 0
-    assert_all_close(weights(small), weights(plain), 1e-6)
+    assert_all_close(weights(small), weights(plain), 5e-6)
     small.accumulate(4)
     fit(small, X[:16], Y[:16], batch_size=8, epochs=1)
     small.accumulate(2)
     fit(small, X[16:24], Y[16:24], batch_size=8, epochs=1)
     fit(plain, X[:24], Y[:24], batch_size=24, epochs=1)
-    assert_all_close(weights(small), weights(plain), 1e-6)
+    assert_all_close(weights(small), weights(plain), 5e-6)
     assert averages(small)["measurements"] == updates(small) == 4
 
 

@@ -144,7 +144,7 @@ def test_clipping_matters_in_these_tests():
     first = [microbatched(3, optimizer=keras.optimizers.SGD(0.3, **clip)) for clip in ({}, {"global_clipnorm": 1e-3})]
     for model in first:
         fit(model, X[:16], Y[:16], epochs=1)
-    assert averages(first[1])["trace"] == pytest.approx(averages(first[0])["trace"], rel=1e-6)  # before the clipping
+    assert averages(first[1])["trace"] == pytest.approx(averages(first[0])["trace"], rel=1e-4)  # before the clipping
 
 
 def test_train_on_batch():
@@ -153,7 +153,7 @@ def test_train_on_batch():
         batch = X[start : start + 16], Y[start : start + 16]
         plain.train_on_batch(*batch)
         wrapped.train_on_batch(*batch)
-    assert_all_close(weights(wrapped), weights(plain), 1e-6)
+    assert_all_close(weights(wrapped), weights(plain), 5e-6)
     assert averages(wrapped)["measurements"] == 3
 
 

@@ -83,7 +83,7 @@ def assert_same_run(found, expected):
     assert set(found["history"]) == set(expected["history"])
     for name, values in expected["history"].items():
         np.testing.assert_allclose(found["history"][name], values, rtol=1e-4, err_msg=name)
-    assert_all_close(found["weights"], expected["weights"], 1e-6)
+    assert_all_close(found["weights"], expected["weights"], 5e-6)
 
 
 @replicas_only
@@ -144,7 +144,7 @@ def train(replicas, microbatches, x=X, y=Y, batch_size=16, epochs=2, accumulatio
 
 def assert_same_training(found, expected):
     (model, history), (one, logs) = found, expected
-    assert_all_close(weights(model), weights(one), 1e-6)
+    assert_all_close(weights(model), weights(one), 5e-6)
     assert_averages(averages(model), averages(one), 1e-4)
     np.testing.assert_allclose(to_numpy(model.group_averages)[0, :4], to_numpy(one.group_averages)[0, :4], rtol=1e-3)
     for name, values in logs.items():
@@ -187,7 +187,7 @@ def test_empty_shares_that_would_be_split():
 def test_accumulated_batches_on_replicas(jit_compile):
     found = train(4, 1, X[:48], Y[:48], 8, accumulation=2, jit_compile=jit_compile)
     expected = train(0, 8, X[:48], Y[:48])
-    assert_all_close(weights(found[0]), weights(expected[0]), 1e-6)
+    assert_all_close(weights(found[0]), weights(expected[0]), 5e-6)
     assert_averages(averages(found[0]), averages(expected[0]), 1e-4)
 
 
@@ -207,7 +207,7 @@ def test_updates_are_those_of_stock_fit_on_one_device():
     plain = compiled(small_model(), metrics=["accuracy"])
     expected = fit(plain)
     model, history = train(4, 2)
-    assert_all_close(weights(model), weights(plain), 1e-6)
+    assert_all_close(weights(model), weights(plain), 5e-6)
     for name, values in expected.items():
         np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
 
