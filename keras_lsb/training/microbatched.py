@@ -73,7 +73,7 @@ class Microbatched(_keras.Model):
 
         Raises:
             ValueError: an argument out of range, other groups than were set before, or another interval or groups while
-            the gradients of batches wait for their update.
+                the gradients of batches wait for their update.
         """
         before = getattr(self, "decay", None), getattr(self, "interval", None), len(self.groups)
         decay = before[0] if decay is None else proportion("decay", decay)
