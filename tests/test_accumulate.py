@@ -131,15 +131,21 @@ def test_a_change_traces_each_part_once(monkeypatch):
     assert len(traced) == seen
 
 
-@accumulates
-def test_loss_scaling():
-    keras.mixed_precision.set_global_policy("mixed_float16")
+def trained_under(policy: str):
+    """A model trained on whole batches and one that accumulates thirds of them, under a dtype policy."""
+    keras.mixed_precision.set_global_policy(policy)
     try:
         large, small = microbatched(6), accumulating(3)
         fit(large, X[:48], Y[:48], batch_size=24)
         fit(small, X[:48], Y[:48], batch_size=8)
     finally:
         keras.mixed_precision.set_global_policy("float32")
+    return large, small
+
+
+@accumulates
+def test_loss_scaling():
+    large, small = trained_under("mixed_float16")
     assert_all_close(weights(small), weights(large), 2e-3)
     assert averages(small)["trace"] == pytest.approx(averages(large)["trace"], rel=2e-2)
     assert averages(small)["measurements"] == averages(large)["measurements"] > 0
@@ -148,13 +154,7 @@ def test_loss_scaling():
 @accumulates
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_weights_of_another_type(dtype):
-    keras.mixed_precision.set_global_policy(dtype)
-    try:
-        large, small = microbatched(6), accumulating(3)
-        fit(large, X[:48], Y[:48], batch_size=24)
-        fit(small, X[:48], Y[:48], batch_size=8)
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
+    large, small = trained_under(dtype)
     assert_all_close(weights(small), weights(large), 1e-6 if dtype == "float64" else 2e-2)
 
 
