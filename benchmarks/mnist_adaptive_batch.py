@@ -23,6 +23,8 @@ import common  # noqa: E402
 from critical_batch import first_steps  # noqa: E402
 from mnist_cnn import build_model  # noqa: E402
 
+from keras_lsb.scaling import AdaptiveGain  # noqa: E402
+
 BATCH_SIZE, MAX_BATCH_SIZE, MICROBATCHES = 16, 2048, 2
 
 
@@ -125,8 +127,8 @@ def main() -> None:
     rows = [best, *(run(seed, best["learning_rate"]) for seed in others)]
     for row in rows:
         fixed = fixed_steps(row["examples"], fit, grid)
-        excess = row["examples"] / fit["min_examples"] - 1
-        row["predicted_saving"] = round(1 - (1 + row["gamma"] / excess) / (1 + 1 / excess), 4)
+        gain = AdaptiveGain(row["gamma"], fit["min_steps"], fit["min_examples"])
+        row["predicted_saving"] = round(1 - gain.steps_ratio(row["examples"]), 4)
         row["saving_fitted"] = round(1 - row["steps"] / fixed["fitted"], 4)
         row["saving_grid"] = round(1 - row["steps"] / fixed["grid"], 4)
     result = {"versions": common.versions(), "goal": arguments.goal, "rows": rows, "tuning": tuning}

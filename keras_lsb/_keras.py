@@ -142,21 +142,21 @@ def state_value(variables, values, function):
 
 def has_schedule(optimizer) -> bool:
     """Whether the learning rate of an optimizer is a schedule or another function of the step."""
-    rate = _innermost(optimizer)._learning_rate
+    rate = innermost(optimizer)._learning_rate
     return isinstance(rate, LearningRateSchedule) or (callable(rate) and not hasattr(rate, "assign"))
 
 
 def learning_rate(optimizer) -> float:
     """Learning rate of the next update."""
-    return float(read(_innermost(optimizer).learning_rate))
+    return float(read(innermost(optimizer).learning_rate))
 
 
 def set_learning_rate(optimizer, value: float) -> None:
     """Sets a learning rate that is no schedule."""
-    _innermost(optimizer).learning_rate = value
+    innermost(optimizer).learning_rate = value
 
 
-def _innermost(optimizer):
+def innermost(optimizer):
     """The optimizer inside the wrappers of mixed precision."""
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer

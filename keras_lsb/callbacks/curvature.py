@@ -4,6 +4,7 @@ import math
 
 from keras_lsb import _keras
 from keras_lsb._checks import whole
+from keras_lsb.scaling.axes import axes_or_new
 from keras_lsb.training.curvature import CurvatureProbe
 
 
@@ -49,10 +50,7 @@ class Curvature(_keras.Callback):
 
     def plot(self, ax=None):
         """Draws the constant over the batches of `fit`, and the noise scales on another axis; returns the axes."""
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.figure(layout="constrained").add_subplot()
+        ax = axes_or_new(ax)
         steps = [step for step, _ in self.history]
         ax.plot(steps, [found.lipschitz for _, found in self.history], label="curvature")
         ax.set(yscale="log", xlabel="batches", ylabel="curvature along the gradient")

@@ -9,6 +9,7 @@ from keras_lsb import _keras
 from keras_lsb._checks import fraction, whole
 from keras_lsb.callbacks.measurable import require_measurable
 from keras_lsb.scaling import CriticalBatch, NoiseScaleEstimate
+from keras_lsb.scaling.axes import axes_or_new
 
 
 class NoiseScaleRecord(NamedTuple):
@@ -97,10 +98,7 @@ class NoiseScale(_keras.Callback):
 
     def plot(self, ax=None):
         """Draws the noise scale over the steps with its interval; returns the axes."""
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.figure(layout="constrained").add_subplot()
+        ax = axes_or_new(ax)
         steps = [record.step for record in self.history]
         ax.plot(steps, [record.estimate.simple for record in self.history], label="noise scale")
         low, high = ([getattr(record.estimate, end) for record in self.history] for end in ("low", "high"))

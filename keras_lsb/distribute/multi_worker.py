@@ -42,9 +42,7 @@ def _build_from_local_batch(model, iterator=None, data_batch=None):
         return
     if iterator is not None:
         batches = next(batches for _, _, batches in iterator)
-        data_batch = _keras.tensorflow.nest.map_structure(
-            lambda part: None if part is None else strategy.experimental_local_results(part)[0], next(batches)
-        )
+        data_batch = _keras.map_structure(lambda part: strategy.experimental_local_results(part)[0], next(batches))
     with strategy.scope():
         model._symbolic_build(data_batch=data_batch)
 

@@ -90,8 +90,7 @@ _depths = {}  # replicas trace in turns, so that several of them can be inside `
 @contextlib.contextmanager
 def _without_sum(optimizer):
     """Within it, the optimizer takes gradients as they are."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
+    optimizer = _keras.innermost(optimizer)
     name = next((name for name in _SUMS if hasattr(optimizer, name)), None)
     key = id(optimizer)
     if name is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from keras_lsb._checks import positive
+from keras_lsb.scaling.axes import axes_or_new
 
 _BOUND = math.log(1e6)  # how far outside the measured batch sizes the critical one is looked for
 _UNCERTAIN = 0.5  # relative standard error from which the fit warns
@@ -114,10 +115,7 @@ class CriticalBatch:
         Returns:
             The axes.
         """
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.figure(layout="constrained").add_subplot()
+        ax = axes_or_new(ax)
         sizes = np.array(self.batch_sizes or (self.critical_batch / 32, self.critical_batch * 32))
         curve = np.geomspace(min(sizes.min(), self.critical_batch) / 2, 2 * max(sizes.max(), self.critical_batch), 200)
         name = f"B_crit {self.critical_batch:.3g}" + (f" ± {self.stderr:.2g}" if math.isfinite(self.stderr) else "")

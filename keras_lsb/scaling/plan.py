@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_lsb._checks import non_negative, positive
+from keras_lsb.scaling.axes import axes_or_new
 from keras_lsb.scaling.critical_batch import CriticalBatch
 from keras_lsb.scaling.legw import legw
 
@@ -44,10 +45,7 @@ class Plan(tuple[PlanRow, ...]):
 
     def plot(self, ax=None):
         """Draws time against cost, relative to now, with the number of devices at each point; returns the axes."""
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.figure(layout="constrained").add_subplot()
+        ax = axes_or_new(ax)
         ax.plot([row.cost for row in self], [row.speedup for row in self], "o-", linewidth=1, markersize=4)
         for row in self:
             ax.annotate(f"{row.devices:g}", (row.cost, row.speedup), textcoords="offset points", xytext=(5, -10))

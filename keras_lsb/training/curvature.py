@@ -28,7 +28,7 @@ class CurvatureProbe:
     def __init__(self, model, x, y, sample_weight=None, *, microbatches=1):
         self.microbatches = whole("microbatches", microbatches)
         self.batch = _keras.map_structure(ops.convert_to_tensor, (x, y, sample_weight))
-        self.examples = int(next(iter(_keras.leaves(x))).shape[0])
+        self.examples = int(_keras.leaves(x)[0].shape[0])
         if self.examples % self.microbatches:
             raise ValueError(
                 "`microbatches` must divide the batch. "

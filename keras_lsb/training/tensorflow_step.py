@@ -104,7 +104,7 @@ def measures_noise(model) -> bool:
 
 def examples_in(batch):
     """Examples in a batch: an int where it is known, otherwise a tensor."""
-    first = next(part for part in tf.nest.flatten(batch[0]) if part is not None)
+    first = _keras.leaves(batch[0])[0]
     size = first.shape[0]
     return tf.shape(first)[0] if size is None else int(size)
 
@@ -124,7 +124,7 @@ def sum_gradients(model, batch, weight, measures_now) -> Sums:
     stacked = _stack(batch, size, whole)
 
     def add(index, *flat):
-        part = _map(lambda array: tf.gather(array, index), stacked)
+        part = _keras.map_structure(lambda array: tf.gather(array, index), stacked)
         return index + 1, *_flat(_add(sums, flat, _small_gradient(model, part, size, weight, measures_now)))
 
     if not isinstance(whole, int) or whole > 1:
@@ -225,13 +225,8 @@ def _add(like: Sums, flat, more: Sums) -> Sums:
     return _structured(like, [a + b for a, b in zip(flat, _flat(more), strict=True)])
 
 
-def _map(function, batch):
-    """Applies `function` to the tensors of a batch; what is absent stays None."""
-    return tf.nest.map_structure(lambda part: None if part is None else function(part), batch)
-
-
 def _slice(batch, start, size):
-    return _map(lambda array: array[start : start + size], batch)
+    return _keras.map_structure(lambda array: array[start : start + size], batch)
 
 
 def _stack(batch, size, count):
@@ -245,4 +240,4 @@ def _stack(batch, size, count):
         fixed = [value if isinstance(value, int) else None for value in (count, size)]
         return tf.ensure_shape(stacked, [*fixed, *array.shape[1:]])
 
-    return _map(with_shape, batch)
+    return _keras.map_structure(with_shape, batch)

@@ -1,0 +1,10 @@
+"""Where plots go."""
+
+
+def axes_or_new(ax):
+    """The matplotlib axes `ax`, or those of a new figure where it is None."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.figure(layout="constrained").add_subplot()
