@@ -8,10 +8,12 @@ Keras 3 with whatever backend Keras itself selects. No other module imports eith
 
 import functools
 import importlib
+import json
 import os
 import platform
 
 import keras as keras3
+import numpy as np
 
 LEGACY = os.environ.get("TF_USE_LEGACY_KERAS", "") in ("1", "true", "True")
 BACKEND = keras3.backend.backend()
@@ -125,6 +127,19 @@ def read(variable):
     return variable.read_value() if hasattr(variable, "read_value") else variable
 
 
+def scalar(value: float):
+    """A float32 variable of the graph that no model tracks; on a backend without a graph of variables, the number."""
+    return value if tensorflow is None else tensorflow.Variable(value, trainable=False, dtype="float32")
+
+
+def assigned(variable, value: float):
+    """What stands for `scalar` once it has another value."""
+    if tensorflow is None:
+        return value
+    variable.assign(value)
+    return variable
+
+
 def update_metrics(model, loss, examples, x, y, y_pred, sample_weight) -> None:
     """Adds a batch to the metrics as Keras' own training step does. `loss` is the mean over its examples."""
     if LEGACY:  # tf_keras has added the loss when it computed it, and reads results only outside of loops
@@ -171,3 +186,92 @@ def map_structure(function, structure):
 def leaves(structure) -> list:
     """The arrays of a nested structure."""
     return [leaf for leaf in keras3.tree.flatten(structure) if leaf is not None]
+
+
+def iterations(optimizer):
+    """The variable that counts the updates of an optimizer."""
+    return innermost(optimizer).iterations
+
+
+def updates_done(optimizer) -> int:
+    """Number of updates of an optimizer, read from the device."""
+    return int(np.array(read(iterations(optimizer))))
+
+
+def loss_tracker(model):
+    """The metric to which each step of training and of evaluation adds its loss, the mean over its examples."""
+    return model.compiled_loss._total_loss_mean if LEGACY else model._loss_tracker
+
+
+def remake_train_function(model) -> None:
+    """Has the training function traced anew, also while `fit` runs."""
+    model.make_train_function(force=True)
+
+
+def read_constants_anew(model) -> None:
+    """Has the training step see changed Python numbers, on the backend that has compiled the old ones into it."""
+    if tensorflow is None and model.train_function is not None:
+        remake_train_function(model)
+
+
+def synchronize(model) -> None:
+    """Brings variables up to date while `fit` runs, on the backend that keeps their values elsewhere meanwhile."""
+    if BACKEND == "jax" and getattr(model, "_jax_state", None) is not None:
+        model.jax_state_sync()
+
+
+def updated_values(variables, values, function) -> list:
+    """Values of `variables` after `function`, `values` before, on a backend whose training state is passed along."""
+    with keras3.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
+        function()
+    return [scope.get_current_value(variable) for variable in variables]
+
+
+def training_state(model) -> list:
+    """Weights of a model and state of its optimizer, but for the count of updates and the learning rate."""
+    optimizer = innermost(model.optimizer)
+    left_out = [
+        id(getattr(optimizer, name, None)) for name in ("iterations", "_learning_rate", "_current_learning_rate")
+    ]
+    return [variable for variable in [*model.weights, *model.optimizer.variables] if id(variable) not in left_out]
+
+
+def host_values(variables) -> list:
+    """Copies of the values of variables in host memory."""
+    return [np.array(read(variable)) for variable in variables]
+
+
+_SAVEABLE = () if LEGACY else tuple(kind for kind in keras.Layer.__mro__ if kind.__name__ == "KerasSaveable")
+_TRACKABLE = () if tensorflow is None else (tensorflow.train.experimental.PythonState,)
+
+
+class HostState(*_SAVEABLE, *_TRACKABLE):
+    """Puts state that is no variable into weights files and checkpoints, once it is an attribute of an optimizer.
+
+    Args:
+        get: returns the state, as JSON takes it.
+        set: takes such a state; it is not called for files without one.
+    """
+
+    def __init__(self, get, set):
+        self._get, self._set = get, set
+
+    def serialize(self) -> str:
+        """For TensorFlow's checkpoints."""
+        return json.dumps(self._get())
+
+    def deserialize(self, string) -> None:
+        """For TensorFlow's checkpoints."""
+        self._set(json.loads(string))
+
+    def save_own_variables(self, store) -> None:
+        """For Keras 3's weights files, which hold arrays."""
+        store["json"] = np.frombuffer(self.serialize().encode(), "uint8")
+
+    def load_own_variables(self, store) -> None:
+        """For Keras 3's weights files."""
+        if "json" in store.keys():  # noqa: SIM118
+            self.deserialize(bytes(np.array(store["json"])).decode())
+
+    def _obj_type(self) -> str:
+        return "Metric"  # which of its attributes Keras 3 does not look into

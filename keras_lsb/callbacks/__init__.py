@@ -1,7 +1,8 @@
 """Keras callbacks that measure a training and steer it."""
 
 from keras_lsb.callbacks.adaptive_batch import AdaptiveBatch
+from keras_lsb.callbacks.autowu import AutoWU
 from keras_lsb.callbacks.curvature import Curvature
 from keras_lsb.callbacks.noise_scale import NoiseScale, NoiseScaleRecord
 
-__all__ = ["AdaptiveBatch", "Curvature", "NoiseScale", "NoiseScaleRecord"]
+__all__ = ["AdaptiveBatch", "AutoWU", "Curvature", "NoiseScale", "NoiseScaleRecord"]

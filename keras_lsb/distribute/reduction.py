@@ -52,6 +52,13 @@ def local_variable(shape, dtype):
     return tf.Variable(zeros, trainable=False, synchronization=kinds[0], aggregation=kinds[1])
 
 
+def is_multi_worker(model) -> bool:
+    """Whether a model is trained by several processes, which read and save in step."""
+    if _keras.tensorflow is None:
+        return False
+    return isinstance(model.distribute_strategy, _keras.tensorflow.distribute.MultiWorkerMirroredStrategy)
+
+
 def logs_for_fit(results: dict, shared: dict) -> dict:
     """A step's logs in the form that `fit` reduces to what they are.
 

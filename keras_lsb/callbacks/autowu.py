@@ -1,0 +1,209 @@
+"""AutoWU during `fit`: feeds the losses of the steps to the schedule, reports its decisions and draws them."""
+
+import math
+import sys
+import warnings
+
+import numpy as np
+
+from keras_lsb import _keras
+from keras_lsb._checks import choice
+from keras_lsb.distribute.reduction import is_multi_worker
+from keras_lsb.schedules.autowu import AutoWU as Schedule
+from keras_lsb.training.step_losses import StepLosses
+
+ON_DIVERGENCE = ("continue", "stop", "restore")
+_STATE = "autowu_state"
+
+
+class AutoWU(_keras.Callback):
+    """Feeds the training losses to a `schedules.AutoWU` and ends its warm-up when the loss has stopped falling.
+
+    Losses are recorded on the device, one per update, and read once per decision. At the end of each epoch `logs` hold
+    `autowu_probability` of the last decision (NaN when none was made), `autowu_phase` (0 warm-up, 1 decay) and
+    `learning_rate` of the next update, which CSVLogger and TensorBoard show when they come later in the list.
+
+    The state of the decisions is saved with the optimizer: in `.keras` files, weights files, TensorFlow's checkpoints
+    and by BackupAndRestore, so that a run that was interrupted goes on as if it had not been.
+
+    Args:
+        schedule: the learning rate of the optimizer; None takes it from there, as after loading a model.
+        on_divergence: what happens when all losses between two decisions are NaN or infinite, whose update has probably
+            spoiled the weights. There is a warning in any case. "continue": the schedule's guard ends the warm-up.
+            "stop": training ends at once. "restore": when the warm-up ends, weights and optimizer state go back to
+            those of the last decision after which losses were still finite, kept in host memory.
+        verbose: 1 prints each decision, 0 prints nothing.
+
+    Attributes:
+        losses: the loss of each update since this callback began, a float32 array.
+
+    Raises:
+        ValueError: an argument out of range; when training begins, a schedule that is not the optimizer's, or a number
+            of updates that does not match the state that was loaded.
+    """
+
+    def __init__(self, schedule=None, *, on_divergence="continue", verbose=1):
+        super().__init__()
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise ValueError(f"`schedule` must be a `schedules.AutoWU`. Received: schedule={schedule!r}")
+        self.schedule = schedule
+        self.on_divergence = choice("on_divergence", on_divergence, ON_DIVERGENCE)
+        self.verbose = verbose
+        self.losses = np.empty(0, "float32")
+        self._recorder, self._unread, self._steps_in_epoch = None, 0, 0
+        self._epoch, self._checked, self._warned = 0, False, False
+        self._snapshot = self._proven_snapshot = None
+
+    def set_model(self, model):
+        super().set_model(model)
+        rate = _keras.innermost(model.optimizer)._learning_rate
+        if self.schedule is None and isinstance(rate, Schedule):
+            self.schedule = rate
+        if self.schedule is None or rate is not self.schedule:
+            raise ValueError(
+                "`callbacks.AutoWU` needs the schedule that is the learning rate of the optimizer: "
+                "`schedule = schedules.AutoWU(...)`, `optimizer=LAMB(schedule)`, `callbacks=[AutoWU(schedule)]`. "
+                f"Received: schedule={self.schedule!r}, while the optimizer has {rate!r}"
+            )
+        # Now, and not when the training begins: that is when BackupAndRestore loads.
+        setattr(model.optimizer, _STATE, _keras.HostState(self._save, self._load))
+
+    def on_train_begin(self, logs=None):
+        controller = self.schedule.start(self._steps_per_epoch())
+        capacity = controller.steps_per_epoch + _keras.steps_per_execution(self.model)
+        self._recorder = StepLosses.on(self.model, capacity)
+        self._unread, self._checked = 0, False
+        if not is_multi_worker(self.model):  # where all workers have to read together
+            self.schedule.before_save = self._read
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._steps_in_epoch = epoch, 0
+        if not self._checked:
+            self._checked = True
+            self._check_updates()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._unread += batch + 1 - self._steps_in_epoch
+        self._steps_in_epoch = batch + 1
+        if self._unread + len(self.schedule.pending) >= self.schedule.controller.steps_per_epoch:
+            self._decide()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is None:
+            return
+        controller = self.schedule.controller
+        tested = controller.phase == "warmup" and controller.tests
+        logs["autowu_probability"] = controller.tests[-1].probability if tested else math.nan
+        logs["autowu_phase"] = float(controller.phase == "decay")
+        logs["learning_rate"] = float(self.schedule(_keras.updates_done(self.model.optimizer)))
+
+    def on_train_end(self, logs=None):
+        self._read()
+        self._recorder = self.schedule.before_save = None
+
+    def plot(self, axes=None):
+        """Draws losses with the fitted curve and its 95 % band, votes, and learning rates; returns the three axes."""
+        controller = self.schedule.controller
+        earlier = max(0, self.schedule.seen - len(self.losses))  # from before an interruption
+        known = controller.losses[:earlier]
+        return controller.plot(axes, np.concatenate([known, self.losses]))
+
+    def recipe(self) -> tuple[float, float]:
+        """`(learning_rate, warmup_epochs)` of this run for `schedules.LEGW`, which brings them to other batch sizes.
+
+        The warm-up is the part of the run after which the rate had reached that of the decay.
+
+        Raises:
+            ValueError: the decay has not begun.
+        """
+        controller = self.schedule.controller
+        if controller is None or controller.peak is None:
+            raise ValueError("AutoWU has found no learning rate yet: its decay has not begun. Train on, then call it.")
+        return controller.peak, controller.rates.reached(controller.peak) / self._steps_per_epoch()
+
+    def _steps_per_epoch(self) -> int | None:
+        """Updates in an epoch, where it is known."""
+        batches = self.params.get("steps")
+        return batches and max(1, batches // getattr(self.model, "accumulation", 1))
+
+    def _check_updates(self) -> None:
+        done = _keras.updates_done(self.model.optimizer)
+        if self.schedule.controller.phase == "warmup" and done != self.schedule.seen:
+            raise ValueError(
+                f"The optimizer has done {done} updates, of which AutoWU has seen {self.schedule.seen}: it comes from "
+                "a file without the state of AutoWU, or were trained without the callback. Load a checkpoint that "
+                "was written with `callbacks.AutoWU` in `fit`, or begin with a new optimizer and schedule."
+            )
+
+    def _read(self) -> None:
+        """Fetches the losses that are new on the device."""
+        if self._recorder is None:
+            return
+        losses = self._recorder.read()
+        self.losses = np.concatenate([self.losses, losses])
+        self.schedule.pending += losses.tolist()
+        self._unread = 0
+
+    def _decide(self) -> None:
+        self._read()
+        size = self.schedule.controller.steps_per_epoch
+        while len(self.schedule.pending) >= size:
+            losses, self.schedule.pending = self.schedule.pending[:size], self.schedule.pending[size:]
+            warms_up = self.schedule.controller.phase == "warmup"
+            decision = self.schedule.update(losses, _keras.updates_done(self.model.optimizer))
+            if warms_up:
+                self._report(decision)
+                if decision.phase == "decay":
+                    _keras.read_constants_anew(self.model)
+            self._watch(losses, decision)
+
+    def _report(self, decision) -> None:
+        if not self.verbose:
+            return
+        controller = self.schedule.controller
+        text = f"AutoWU, epoch {self._epoch + 1}, step {controller.steps}:"
+        if not math.isnan(decision.probability):
+            test = controller.tests[-1]
+            text += f" p = {test.probability:.2f}, {controller.votes} of {controller.patience} votes, "
+            text += f"rate would be {test.learning_rate:.2g}."
+        if decision.phase == "decay":
+            text += f" Decay begins from {controller.peak:.3g} ({controller.reason})."
+        if controller.non_finite:
+            text += f" {controller.non_finite} losses were not finite."
+        sys.stdout.write(f"{text}\n")
+
+    def _watch(self, losses: list[float], decision) -> None:
+        """Warns of losses that have ceased to be finite, and does what `on_divergence` says."""
+        finite = np.isfinite(losses)
+        if finite.any():
+            if self.on_divergence == "restore" and finite.all():
+                variables = _keras.training_state(self.model)
+                self._proven_snapshot, self._snapshot = self._snapshot, _keras.host_values(variables)
+            return
+        controller = self.schedule.controller
+        if not self._warned:
+            self._warned = True
+            rate = controller.learning_rate(controller.steps - 1)
+            warnings.warn(
+                f"AutoWU, epoch {self._epoch + 1}: all {len(losses)} losses up to step {controller.steps} are NaN or "
+                f"infinite, at a learning rate of {rate:.3g}. The weights are probably spoiled.",
+                stacklevel=2,
+            )
+        if self.on_divergence == "stop":
+            self.model.stop_training = True
+        elif self.on_divergence == "restore" and decision.phase == "decay":
+            kept = self._snapshot if self._proven_snapshot is None else self._proven_snapshot
+            for variable, value in zip(_keras.training_state(self.model), kept or [], strict=bool(kept)):
+                variable.assign(value)
+
+    def _save(self) -> dict | None:
+        if is_multi_worker(self.model):
+            self._read()
+        return self.schedule.state()
+
+    def _load(self, state: dict | None) -> None:
+        if self._recorder is not None:
+            self._recorder.read()  # losses of the weights that are replaced
+            self._unread = 0
+        self.schedule.load_state(state)
+        _keras.read_constants_anew(self.model)
