@@ -42,9 +42,10 @@ mutants: $(VENV)/test.stamp ## Break the code on purpose: every break must turn 
 docs: $(VENV)/docs.stamp ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/test.stamp ## Measure: optimizer steps and the noise scale's cost, interleaved, as ratios
+bench: $(VENV)/test.stamp ## Measure, interleaved, as ratios: optimizer steps, the noise scale, AutoWU
 	$(RUN) benchmarks/optimizer_step.py
 	$(RUN) benchmarks/noise_scale.py
+	$(RUN) benchmarks/autowu.py
 
 clean: ## Remove the virtual environment and everything that was built
 	rm -rf $(VENV) site build dist runs *.egg-info

@@ -73,6 +73,12 @@ class AutoWU(_keras.Callback):
         capacity = controller.steps_per_epoch + _keras.steps_per_execution(self.model)
         self._recorder = StepLosses.on(self.model, capacity)
         self._unread, self._checked = 0, False
+        if self.verbose and controller.phase == "warmup":
+            sys.stdout.write(
+                f"AutoWU: warms up for at most {controller.rates.limit} steps and decides every "
+                f"{controller.steps_per_epoch}; while {controller.patience} votes are taken the rate grows "
+                f"{controller.growth:.3g} times.\n"
+            )
         if not is_multi_worker(self.model):  # where all workers have to read together
             self.schedule.before_save = self._read
 

@@ -180,6 +180,12 @@ class AutoWUController:
         return next((i for i, test in enumerate(reversed(self.tests)) if not test.vote), len(self.tests))
 
     @property
+    def growth(self) -> float:
+        """Factor by which the rate grows during `patience` decisions, at the end of the warm-up."""
+        start = self.rates.limit - self.patience * self.steps_per_epoch
+        return self.rates.max_learning_rate / float(self.rates.during_warmup(max(start, 0)))
+
+    @property
     def losses(self) -> np.ndarray:
         """The losses of the warm-up, one per step."""
         return self._losses.copy()
