@@ -35,7 +35,9 @@ import common  # noqa: E402
 import mnist_cnn  # noqa: E402
 
 OPTIMIZERS = {"lamb": 0.1, "adamp": 0.01}  # and their weight decay
-CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper
+METHODS = ("AutoWU", "best of the grid", "LEGW")
+CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper, but for the shortest runs:
+LEAST_STEPS_PER_CHECK = 4  # with fewer, three votes are a single spike of the loss
 BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
 START = {"lamb": 0.01, "adamp": 0.004}  # peak rates at batch 1024 from which the grid is followed
 
@@ -113,7 +115,7 @@ def train(run: Run, data_dir: str) -> dict:
         listeners = []
     else:
         total = steps * run.epochs
-        schedule = schedules.AutoWU(total, steps_per_check=max(1, total // CHECKS))
+        schedule = schedules.AutoWU(total, steps_per_check=max(LEAST_STEPS_PER_CHECK, total // CHECKS))
         listeners = [callbacks.AutoWU(schedule)]
     kind = {"lamb": optimizers.LAMB, "adamp": optimizers.AdamP}[run.optimizer]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -215,15 +217,13 @@ def summary(records: list[dict], method: str) -> dict:
     }
 
 
-def compare(runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int, seeds: list[int]) -> list[dict]:
-    """The rows of one optimizer and batch size: AutoWU, the best of the grid and LEGW."""
-
-    def row(method: str, rate: float) -> dict:
-        return summary(runner([Run(task, optimizer, batch_size, rate, seed, epochs) for seed in seeds]), method)
-
-    rows = [row("AutoWU", 0.0), row("best of the grid", best_rate(runner, task, optimizer, batch_size, epochs))]
-    base = best_rate(runner, task, optimizer, BASE_BATCH_SIZE, epochs)
-    return [*rows, row("LEGW", base * (batch_size / BASE_BATCH_SIZE) ** 0.5)]
+def rate_of(method: str, runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int) -> float:
+    """The peak rate of one of `METHODS`; 0 for AutoWU."""
+    if method == "AutoWU":
+        return 0.0
+    if method == "best of the grid":
+        return best_rate(runner, task, optimizer, batch_size, epochs)
+    return best_rate(runner, task, optimizer, BASE_BATCH_SIZE, epochs) * (batch_size / BASE_BATCH_SIZE) ** 0.5
 
 
 def main() -> None:
@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="folder of tensorflow-datasets")
     parser.add_argument("--task", choices=TASKS, default="mnist")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--epochs", type=int, help="epochs of each run; another number than the task's is not recorded")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the grid is followed with the first")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -246,9 +247,17 @@ def main() -> None:
     runner = Runner(arguments.data_dir, arguments.output, arguments.jobs)
     epochs = arguments.epochs or TASKS[arguments.task].epochs
     cells = [(optimizer, batch_size) for batch_size in arguments.batch_sizes for optimizer in OPTIMIZERS]
+
+    def row(cell: tuple[str, int], method: str) -> dict:
+        rate = rate_of(method, runner, arguments.task, *cell, epochs)
+        runs = [Run(arguments.task, *cell, rate, seed, epochs) for seed in arguments.seeds]
+        return summary(runner(runs), method)
+
+    rows = []
     with ThreadPoolExecutor(len(cells)) as pool:
-        found = pool.map(lambda cell: compare(runner, arguments.task, *cell, epochs, arguments.seeds), cells)
-    rows = [row for rows in found for row in rows]
+        for method in arguments.methods:
+            rows += pool.map(functools.partial(row, method=method), cells)
+    rows.sort(key=lambda row: (row["batch_size"], row["optimizer"]))
     for row in rows:
         print(row)
     if arguments.epochs is None:

@@ -24,6 +24,11 @@ def non_negative(name: str, value: float) -> float:
     return _checked(name, value, "a finite number >= 0", lambda number: number >= 0)
 
 
+def at_least(name: str, value: float, minimum: float) -> float:
+    """`value` as a finite float of at least `minimum`."""
+    return _checked(name, value, f"a finite number >= {minimum}", lambda number: number >= minimum)
+
+
 def decay_rate(name: str, value: float) -> float:
     """`value` as a float in [0, 1): the weight of the past in a moving average."""
     return _checked(name, value, "a number in [0, 1)", lambda number: 0 <= number < 1)

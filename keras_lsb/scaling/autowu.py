@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_lsb._checks import fraction, positive, whole
+from keras_lsb._checks import at_least, fraction, positive, whole
 from keras_lsb.scaling.autowu_plot import plot
 from keras_lsb.scaling.autowu_rates import AutoWURates
 from keras_lsb.scaling.gaussian_process import Conditioned, Hyperparameters, one_thread
@@ -86,7 +86,7 @@ class AutoWUController:
         fit_points: most losses that the process is fitted to, sampled at random.
         posterior_points: most losses that a posterior is conditioned on.
         grid_points: points at which the curve is compared with its end.
-        length_scale: length scale of the process, as a fraction of the losses so far.
+        length_scale: length scale of the process, as a fraction of the losses so far, at least 0.01.
         guard: whether an epoch without any finite loss is a vote for the end of the warm-up, with the rate searched up
             to the last finite loss. The paper's rule, which this turns off, may warm up on a loss that is NaN.
         loss_factor: what losses are multiplied with first, for losses of another order than 1.
@@ -147,7 +147,7 @@ class AutoWUController:
         self.fit_points = whole("fit_points", fit_points, minimum=2)
         self.posterior_points = whole("posterior_points", posterior_points, minimum=2)
         self.grid_points = whole("grid_points", grid_points, minimum=2)
-        self.length_scale = positive("length_scale", length_scale)
+        self.length_scale = at_least("length_scale", length_scale, 0.01)
         self.guard = bool(guard)
         self.loss_factor = positive("loss_factor", loss_factor)
         self.seed = whole("seed", seed, minimum=0)
@@ -191,11 +191,14 @@ class AutoWUController:
         return self._losses.copy()
 
     def learning_rate(self, step: int | None = None) -> float:
-        """The rate of a step, by default of the next one, as far as is known now."""
-        step = self.steps if step is None else step
-        if self.switch_step is None or step < self.switch_step:
-            return float(self.rates.during_warmup(step))
-        return float(self.rates.during_decay(step, self.switch_step, self.peak))
+        """The rate of a step, by default of the next one, if the warm-up goes on to its limit unless it has ended."""
+        return float(self.learning_rates(self.steps if step is None else step))
+
+    def learning_rates(self, steps):
+        """The same for an array of steps."""
+        if self.switch_step is None:
+            return self.rates.at(steps, self.rates.limit, self.rates.limit_peak)
+        return self.rates.at(steps, self.switch_step, self.peak)
 
     def update(self, epoch_losses: Sequence[float]) -> Decision:
         """Takes the losses of one epoch and decides.
@@ -293,6 +296,9 @@ class AutoWUController:
                 f"The state is not one of this version of AutoWU, which writes version {_STATE_VERSION}. "
                 f"Received: version={state.get('version')!r}"
             )
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise ValueError(f"The state lacks {missing}. Received: state with {sorted(state)}")
         for name, value in self.settings().items():
             saved = state["settings"].get(name)
             if saved != value:
@@ -300,11 +306,11 @@ class AutoWUController:
                     f"`{name}` differs from that of the saved run: {value!r} here, {saved!r} there. Use the same, or "
                     "start without the saved state."
                 )
-        missing = sorted(self.state_dict().keys() - state.keys())
-        if missing:
-            raise ValueError(f"The state lacks {missing}. Received: state with {sorted(state)}")
-        self._process = Hyperparameters(**copy.deepcopy(state["process"]))
-        self._random.bit_generator.state = state["random"]
+        if state["process"].keys() != self._process.state_dict().keys():
+            raise ValueError(f"The state of the process is not complete. Received: process={state['process']}")
+        random = np.random.PCG64()
+        random.state = state["random"]  # a ValueError where it is that of another generator
+        self._process, self._random = Hyperparameters(**copy.deepcopy(state["process"])), np.random.Generator(random)
         self._losses = np.asarray(state["losses"], "float64")
         self.tests, self.curves = [AutoWUTest(*test) for test in state["tests"]], {}
         self.steps, self.non_finite = state["steps"], state["non_finite"]

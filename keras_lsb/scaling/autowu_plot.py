@@ -21,19 +21,16 @@ def plot(controller, axes=None, losses=None):
         steps = np.linspace(0, step, controller.grid_points)
         loss.plot(steps, mean, label=f"Gaussian process after {step} steps")
         loss.fill_between(steps, mean - band, mean + band, alpha=0.3, linewidth=0)
-        loss.plot(steps[np.argmin(mean)], mean.min(), "v", color="black", label="its minimum")
+        chosen = controller.rates.reached(controller.tests[-1].learning_rate)
+        loss.plot(chosen, np.interp(chosen, steps, mean), "v", color="black", label="rate of the decay")
     steps = [test.step for test in controller.tests]
     probability.plot(steps, [test.probability for test in controller.tests], "-", linewidth=0.8)
     for vote, marker, label in ((True, "o", "vote"), (False, "x", "no vote")):
         chosen = [test for test in controller.tests if test.vote == vote]
         probability.plot([t.step for t in chosen], [t.probability for t in chosen], marker, color="black", label=label)
     probability.axhline(controller.confidence, linestyle=":", linewidth=0.8)
-    steps = np.arange(max(len(losses), controller.steps))
-    rates, switch_step = controller.rates, controller.switch_step
-    values = rates.during_warmup(steps)
-    if switch_step is not None:
-        values[switch_step:] = rates.during_decay(steps[switch_step:], switch_step, controller.peak)
-    rate.plot(steps, values)
+    steps, switch_step = np.arange(max(len(losses), controller.steps, 1)), controller.switch_step
+    rate.plot(steps, controller.learning_rates(steps))
     if switch_step is not None:
         for ax in axes:
             ax.axvline(switch_step, linestyle="--", color="gray", linewidth=0.8)

@@ -99,6 +99,11 @@ class AutoWURates:
             return self.limit * (rate - low) / (high - low)
         return self.limit * math.log(rate / low) / math.log(high / low)
 
+    def at(self, step, switch_step, peak, xp=np):
+        """The rate of a step: that of the warm-up up to `switch_step`, of the decay from `peak` after that."""
+        warmup = self.during_warmup(xp.minimum(step, switch_step))
+        return xp.where(step < switch_step, warmup, self.during_decay(step, switch_step, peak, xp))
+
     def during_decay(self, step, switch_step, peak, xp=np):
         """The rate of a step after the warm-up; numbers or arrays of the library `xp`, which has NumPy's names."""
         start = switch_step

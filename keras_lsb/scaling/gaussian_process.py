@@ -40,7 +40,7 @@ def kernel(x: np.ndarray, length_scale: float) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _expansion(length_scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chebyshev nodes on [0, 1], their barycentric weights, and the features of the kernel at the nodes."""
-    count = math.ceil(_NODES * max(1.0, 0.2 / length_scale))
+    count = 2 * math.ceil(_NODES / 2 * max(1.0, 0.2 / length_scale))  # even: one of an odd number of nodes is 0.5
     angles = math.pi * (2 * np.arange(count) + 1) / (2 * count)
     nodes, weights = 0.5 + 0.5 * np.cos(angles), np.sin(angles)
     weights[1::2] *= -1
@@ -55,7 +55,7 @@ def features(x: np.ndarray, length_scale: float) -> np.ndarray:
     The kernel is interpolated between Chebyshev nodes, where its eigenvectors are known; the error is below 1e-13.
     """
     nodes, weights, at_nodes = _expansion(length_scale)
-    shares = weights / (x[:, None] - nodes)  # a node is irrational, so that no fraction meets one
+    shares = weights / (x[:, None] - nodes)  # no node is a fraction, so that none is met
     return shares @ at_nodes / shares.sum(1, keepdims=True)
 
 

@@ -27,7 +27,7 @@ class AutoWU(_keras.LearningRateSchedule):
         steps_per_check: updates between two decisions; None takes an epoch, or where that is one or two steps, as many
             epochs as make a twentieth of the longest warm-up.
         decay: "cosine", "constant-cosine", "half-cosine", or a Keras schedule of the progress of the decay, 0 to 1,
-            whose values are factors of its first rate: `PolynomialDecay(1.0, decay_steps=1)` decays linearly.
+            whose values are factors of its first rate: `PolynomialDecay(1.0, 1, end_learning_rate=0.0)` is linear.
         state: what `state()` of an earlier schedule has returned.
         name: name of the schedule.
         **options: any other argument of `scaling.AutoWUController`: `warmup_fraction`, `min_learning_rate`,
@@ -69,9 +69,7 @@ class AutoWU(_keras.LearningRateSchedule):
         """Learning rate after `step` updates, float32."""
         step = ops.cast(step, "float32")
         switch_step, peak = _keras.read(self._switch_step), _keras.read(self._peak)
-        warmup = self.rates.during_warmup(ops.minimum(step, switch_step))
-        decay = self.rates.during_decay(step, switch_step, peak, ops)
-        return ops.where(step < switch_step, ops.cast(warmup, "float32"), ops.cast(decay, "float32"))
+        return ops.cast(self.rates.at(step, switch_step, peak, ops), "float32")
 
     def start(self, steps_per_epoch: int | None = None) -> AutoWUController:
         """The controller, made for the steps of an epoch where `steps_per_check` does not say how often to decide."""
