@@ -81,13 +81,17 @@ def batches(tf, images, labels, batch_size: int, *, seed: int | None = None, ste
     return (dataset.take(steps) if steps else dataset).prefetch(tf.data.AUTOTUNE)
 
 
-def build_model(keras, shape: tuple[int, ...]):
-    """ResNet-20: three stages of three basic blocks, 16, 32 and 64 filters; a 1 x 1 convolution where shapes change."""
+def build_model(keras, shape: tuple[int, ...], momentum: float = 0.99):
+    """ResNet-20: three stages of three basic blocks, 16, 32 and 64 filters; a 1 x 1 convolution where shapes change.
+
+    `momentum` is that of batch normalization. With Keras' 0.99, a run of few hundred steps is evaluated with statistics
+    that still hold its start.
+    """
     layers = keras.layers
 
     def convolve(inputs, filters, size, strides=1):
         options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
-        return layers.BatchNormalization()(layers.Conv2D(filters, size, strides, **options)(inputs))
+        return layers.BatchNormalization(momentum=momentum)(layers.Conv2D(filters, size, strides, **options)(inputs))
 
     inputs = keras.Input(shape)
     hidden = layers.ReLU()(convolve(inputs, 16, 3))

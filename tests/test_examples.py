@@ -119,6 +119,31 @@ def test_sweep_measures_the_critical_batch_and_continues(tmp_path):
     assert "--output" in refused.stderr
 
 
+AUTOWU = ("--batch-sizes", "32", "64", "--epochs", "8", "--limit-steps", "23", "--threads", "1")
+
+
+def test_autowu_needs_no_rate_for_two_optimizers_at_two_batch_sizes(tmp_path):
+    output = run("autowu_cifar10.py", tmp_path, *AUTOWU)
+    runs = results(tmp_path)
+    assert {(result["optimizer"], result["batch_size"]) for result in runs} == {
+        (optimizer, batch_size) for optimizer in ("lamb", "adamp") for batch_size in (32, 64)
+    }
+    for result in runs:
+        assert result["reason"] == "gaussian process"
+        assert 46 < result["switch_step"] < result["steps"] // 2
+        assert 1e-3 < result["peak"] < 0.1
+        assert result["held_out_accuracy"] > 0.6, "a tenth is chance"
+        assert not result["diverged"]
+    logs = [list(csv.DictReader(path.open())) for path in tmp_path.glob("*/log.csv")]
+    assert [len(log) for log in logs] == [8] * 4
+    assert all(log[0]["autowu_phase"] == "0.0" and log[-1]["autowu_phase"] == "1.0" for log in logs)
+    assert len([path for path in tmp_path.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")]) == 4
+    repeated = run("autowu_cifar10.py", tmp_path, *AUTOWU)
+    assert "Epoch" not in repeated
+    assert repeated.splitlines() == output.splitlines()[-5:]
+    assert results(tmp_path) == runs
+
+
 def test_killed_run_continues_at_the_epoch_it_had_reached(tmp_path):
     # Epochs of a few seconds: the kill arrives within one of them, and never after the last.
     flags = ("--batch-size", "2", "--limit-steps", "300", "--epochs", "5", "--threads", "1", "--hold-out")

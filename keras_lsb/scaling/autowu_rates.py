@@ -99,6 +99,14 @@ class AutoWURates:
             return self.limit * (rate - low) / (high - low)
         return self.limit * math.log(rate / low) / math.log(high / low)
 
+    def linear_steps(self, rate: float) -> float:
+        """Length in steps of a linear ramp from 0 to `rate` that has the same sum of rates as this warm-up up to it."""
+        start = self.min_learning_rate / rate
+        if start == 1:
+            return 0.0
+        mean = (1 + start) / 2 if self.warmup == "linear" else (start - 1) / math.log(start)
+        return 2 * mean * self.reached(rate)
+
     def at(self, step, switch_step, peak, xp=np):
         """The rate of a step: that of the warm-up up to `switch_step`, of the decay from `peak` after that."""
         warmup = self.during_warmup(xp.minimum(step, switch_step))
