@@ -224,7 +224,7 @@ def main() -> None:
         rows = decisions(epochs=8 if arguments.quick else 30)
     for row in rows:
         print(row, flush=True)
-    sizes = ((64, 1, 3, 16),) if arguments.quick else ((64, 1, 21, 48), (64, 16, 21, 48), (256, 1, 15, 16))
+    sizes = ((64, 1, 3, 16),) if arguments.quick else ((64, 1, 15, 48), (64, 16, 15, 48), (256, 1, 11, 16))
     step_rows = []
     for size in sizes:
         step_rows.append(steps(*size))

@@ -124,6 +124,8 @@ def add_local_weight(layer, name: str, shape: tuple[int, ...]):
 def read(variable):
     """Value of a weight outside of the replicas."""
     variable = native(variable)
+    if isinstance(variable, keras3.Variable):
+        return variable.value
     return variable.read_value() if hasattr(variable, "read_value") else variable
 
 
@@ -189,12 +191,12 @@ def leaves(structure) -> list:
 
 
 def iterations(optimizer):
-    """The variable that counts the updates of an optimizer."""
-    return innermost(optimizer).iterations
+    """The variable that schedules take the step from: it counts updates, or microbatches that Keras 3 accumulates."""
+    return innermost(optimizer)._iterations
 
 
 def updates_done(optimizer) -> int:
-    """Number of updates of an optimizer, read from the device."""
+    """Value of `iterations`, read from the device."""
     return int(np.array(read(iterations(optimizer))))
 
 
@@ -208,9 +210,43 @@ def remake_train_function(model) -> None:
     model.make_train_function(force=True)
 
 
+_WATCHED = "keras_lsb_watched"
+
+
+def watch_executions(model, function) -> None:
+    """Has `function` called after each call of the training function, within which `fit` runs one or more steps.
+
+    A callback with a method for batches would have Keras fetch the logs from the device after each of them.
+    """
+    stock = getattr(model.train_function, _WATCHED, model.train_function)
+
+    def watched(*arguments):
+        result = stock(*arguments)
+        if BACKEND == "jax":  # what `fit` will do, so that `synchronize` finds the state after this call
+            parts = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
+            model._jax_state = dict(zip(parts, result[1], strict=True))
+        function()
+        return result
+
+    setattr(watched, _WATCHED, stock)
+    model.train_function = watched
+
+
+def stop_watching_executions(model) -> None:
+    """Undoes `watch_executions`."""
+    model.train_function = getattr(model.train_function, _WATCHED, model.train_function)
+
+
 def read_constants_anew(model) -> None:
     """Has the training step see changed Python numbers, on the backend that has compiled the old ones into it."""
     if tensorflow is None and model.train_function is not None:
+        step = model.train_step
+
+        @functools.wraps(step)
+        def renewed(*arguments):  # JAX does not trace the same function twice
+            return step(*arguments)
+
+        model.train_step = renewed
         remake_train_function(model)
 
 
@@ -231,7 +267,7 @@ def training_state(model) -> list:
     """Weights of a model and state of its optimizer, but for the count of updates and the learning rate."""
     optimizer = innermost(model.optimizer)
     left_out = [
-        id(getattr(optimizer, name, None)) for name in ("iterations", "_learning_rate", "_current_learning_rate")
+        id(getattr(optimizer, name, None)) for name in ("_iterations", "_learning_rate", "_current_learning_rate")
     ]
     return [variable for variable in [*model.weights, *model.optimizer.variables] if id(variable) not in left_out]
 
@@ -241,7 +277,8 @@ def host_values(variables) -> list:
     return [np.array(read(variable)) for variable in variables]
 
 
-_SAVEABLE = () if LEGACY else tuple(kind for kind in keras.Layer.__mro__ if kind.__name__ == "KerasSaveable")
+# What weights files look into: of the kinds that tf_keras takes, a loss has no state of its own.
+_SAVEABLE = (keras.losses.Loss,) if LEGACY else tuple(k for k in keras.Layer.__mro__ if k.__name__ == "KerasSaveable")
 _TRACKABLE = () if tensorflow is None else (tensorflow.train.experimental.PythonState,)
 
 
@@ -258,18 +295,21 @@ class HostState(*_SAVEABLE, *_TRACKABLE):
 
     def serialize(self) -> str:
         """For TensorFlow's checkpoints."""
-        return json.dumps(self._get())
+        if tensorflow is None:
+            return json.dumps(self._get())
+        with tensorflow.__internal__.eager_context.eager_mode():  # a SavedModel is written while a graph is built
+            return json.dumps(self._get())
 
     def deserialize(self, string) -> None:
         """For TensorFlow's checkpoints."""
         self._set(json.loads(string))
 
     def save_own_variables(self, store) -> None:
-        """For Keras 3's weights files, which hold arrays."""
+        """For weights files, which hold arrays."""
         store["json"] = np.frombuffer(self.serialize().encode(), "uint8")
 
     def load_own_variables(self, store) -> None:
-        """For Keras 3's weights files."""
+        """For weights files."""
         if "json" in store.keys():  # noqa: SIM118
             self.deserialize(bytes(np.array(store["json"])).decode())
 

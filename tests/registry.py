@@ -1,11 +1,12 @@
 """The registry of public optimizers and schedules: one line makes a class join every contract test."""
 
+import inspect
 import math
 
 import numpy as np
 
 from keras_lsb.optimizers import LAMB, LARS, AdamP
-from keras_lsb.schedules import LEGW, LinearWarmup
+from keras_lsb.schedules import LEGW, AutoWU, LinearWarmup
 from tests.reference.adamp import adamp_step
 from tests.reference.lamb import lamb_step
 from tests.reference.lars import lars_step
@@ -41,7 +42,10 @@ SCHEDULES = {
     "legw": (LEGW, {"base_batch_size": 64, "batch_size": 512, "steps_per_epoch": 8, "warmup_epochs": 0.5}),
     "legw_no_warmup": (LEGW, {"base_batch_size": 64, "batch_size": 96, "steps_per_epoch": 5.5, "warmup_epochs": 0}),
     "linear_warmup": (LinearWarmup, {"steps_per_epoch": 8, "warmup_epochs": 4, "multiplier": 3.0, "epochs": 90}),
+    "autowu": (AutoWU, {"total_steps": 400, "steps_per_check": 10, "decay": "half-cosine", "patience": 2}),
 }
+# Those that are given a learning rate, and do not find it themselves.
+RATED = [name for name, (cls, _) in SCHEDULES.items() if "learning_rate" in inspect.signature(cls).parameters]
 
 # Path of each variable -> shape. The default exclusions catch the biases and `norm/gamma`.
 SHAPES = {
@@ -68,9 +72,10 @@ def make(name: str, /, **changes):
 
 
 def make_schedule(name: str, /, learning_rate=0.25, **changes):
-    """A new schedule of the registry, with some arguments changed."""
+    """A new schedule of the registry, with some arguments changed; `learning_rate` is for those that take one."""
     cls, arguments = SCHEDULES[name]
-    return cls(learning_rate, **{**arguments, **changes})
+    rate = {"learning_rate": learning_rate} if name in RATED else {}
+    return cls(**{**rate, **arguments, **changes})
 
 
 def inputs(seed: int = 20190401):

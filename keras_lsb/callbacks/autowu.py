@@ -50,7 +50,7 @@ class AutoWU(_keras.Callback):
         self.on_divergence = choice("on_divergence", on_divergence, ON_DIVERGENCE)
         self.verbose = verbose
         self.losses = np.empty(0, "float32")
-        self._recorder, self._unread, self._steps_in_epoch = None, 0, 0
+        self._recorder, self._unread, self._steps_in_execution = None, 0, 1
         self._epoch, self._checked, self._warned = 0, False, False
         self._snapshot = self._proven_snapshot = None
 
@@ -70,9 +70,11 @@ class AutoWU(_keras.Callback):
 
     def on_train_begin(self, logs=None):
         controller = self.schedule.start(self._steps_per_epoch())
-        capacity = controller.steps_per_epoch + _keras.steps_per_execution(self.model)
+        self._steps_in_execution = _keras.steps_per_execution(self.model)
+        capacity = controller.steps_per_epoch + self._steps_in_execution
         self._recorder = StepLosses.on(self.model, capacity)
         self._unread, self._checked = 0, False
+        _keras.watch_executions(self.model, self._after_execution)
         if self.verbose and controller.phase == "warmup":
             sys.stdout.write(
                 f"AutoWU: warms up for at most {controller.rates.limit} steps and decides every "
@@ -83,41 +85,40 @@ class AutoWU(_keras.Callback):
             self.schedule.before_save = self._read
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch, self._steps_in_epoch = epoch, 0
+        self._epoch = epoch
         if not self._checked:
             self._checked = True
             self._check_updates()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._unread += batch + 1 - self._steps_in_epoch
-        self._steps_in_epoch = batch + 1
-        if self._unread + len(self.schedule.pending) >= self.schedule.controller.steps_per_epoch:
-            self._decide()
+            self._decide()  # on what a backup has saved before this callback could
 
     def on_epoch_end(self, epoch, logs=None):
+        self._read()  # for what several workers save now, when they cannot read together
         if logs is None:
             return
         controller = self.schedule.controller
-        tested = controller.phase == "warmup" and controller.tests
-        logs["autowu_probability"] = controller.tests[-1].probability if tested else math.nan
+        last = [test.probability for test in controller.tests[-1:] if test.step == controller.steps]
+        logs["autowu_probability"] = last[0] if last else math.nan
         logs["autowu_phase"] = float(controller.phase == "decay")
         logs["learning_rate"] = float(self.schedule(_keras.updates_done(self.model.optimizer)))
 
     def on_train_end(self, logs=None):
         self._read()
+        _keras.stop_watching_executions(self.model)
         self._recorder = self.schedule.before_save = None
 
     def plot(self, axes=None):
         """Draws losses with the fitted curve and its 95 % band, votes, and learning rates; returns the three axes."""
         controller = self.schedule.controller
-        earlier = max(0, self.schedule.seen - len(self.losses))  # from before an interruption
-        known = controller.losses[:earlier]
+        known = np.full(max(0, self.schedule.seen - len(self.losses)), np.nan)  # from before an interruption
+        warmup = controller.losses[: len(known)]
+        known[: len(warmup)] = warmup
         return controller.plot(axes, np.concatenate([known, self.losses]))
 
     def recipe(self) -> tuple[float, float]:
         """`(learning_rate, warmup_epochs)` of this run for `schedules.LEGW`, which brings them to other batch sizes.
 
-        The warm-up is the part of the run after which the rate had reached that of the decay.
+        LEGW's warm-up is linear: it is as long as a linear ramp with the same sum of rates as this run's warm-up up to
+        the rate of the decay.
 
         Raises:
             ValueError: the decay has not begun.
@@ -125,7 +126,7 @@ class AutoWU(_keras.Callback):
         controller = self.schedule.controller
         if controller is None or controller.peak is None:
             raise ValueError("AutoWU has found no learning rate yet: its decay has not begun. Train on, then call it.")
-        return controller.peak, controller.rates.reached(controller.peak) / self._steps_per_epoch()
+        return controller.peak, controller.rates.linear_steps(controller.peak) / self._steps_per_epoch()
 
     def _steps_per_epoch(self) -> int | None:
         """Updates in an epoch, where it is known."""
@@ -133,13 +134,19 @@ class AutoWU(_keras.Callback):
         return batches and max(1, batches // getattr(self.model, "accumulation", 1))
 
     def _check_updates(self) -> None:
-        done = _keras.updates_done(self.model.optimizer)
-        if self.schedule.controller.phase == "warmup" and done != self.schedule.seen:
+        done, seen = _keras.updates_done(self.model.optimizer), self.schedule.seen
+        if done < seen or (done > seen and self.schedule.controller.phase == "warmup"):
             raise ValueError(
-                f"The optimizer has done {done} updates, of which AutoWU has seen {self.schedule.seen}: it comes from "
-                "a file without the state of AutoWU, or were trained without the callback. Load a checkpoint that "
-                "was written with `callbacks.AutoWU` in `fit`, or begin with a new optimizer and schedule."
+                f"The optimizer has done {done} updates, while AutoWU has seen {seen}: one of them comes from a file "
+                "without the state of the other, or the model was trained without the callback. Load a checkpoint "
+                "that was written with `callbacks.AutoWU` in `fit`, or begin with a new optimizer and schedule."
             )
+
+    def _after_execution(self) -> None:
+        """Decides when there may be losses enough: the last execution of an epoch may have had fewer steps."""
+        self._unread += self._steps_in_execution
+        if self._unread + len(self.schedule.pending) >= self.schedule.controller.steps_per_epoch:
+            self._decide()
 
     def _read(self) -> None:
         """Fetches the losses that are new on the device."""
@@ -160,7 +167,7 @@ class AutoWU(_keras.Callback):
             if warms_up:
                 self._report(decision)
                 if decision.phase == "decay":
-                    _keras.read_constants_anew(self.model)
+                    self._read_constants_anew()
             self._watch(losses, decision)
 
     def _report(self, decision) -> None:
@@ -199,7 +206,10 @@ class AutoWU(_keras.Callback):
             self.model.stop_training = True
         elif self.on_divergence == "restore" and decision.phase == "decay":
             kept = self._snapshot if self._proven_snapshot is None else self._proven_snapshot
-            for variable, value in zip(_keras.training_state(self.model), kept or [], strict=bool(kept)):
+            if kept is None:
+                warnings.warn("AutoWU has nothing to restore: no decision had finite losses only.", stacklevel=2)
+                return
+            for variable, value in zip(_keras.training_state(self.model), kept, strict=True):
                 variable.assign(value)
 
     def _save(self) -> dict | None:
@@ -212,4 +222,9 @@ class AutoWU(_keras.Callback):
             self._recorder.read()  # losses of the weights that are replaced
             self._unread = 0
         self.schedule.load_state(state)
+        self._read_constants_anew()
+
+    def _read_constants_anew(self) -> None:
         _keras.read_constants_anew(self.model)
+        if self._recorder is not None:  # `fit` runs
+            _keras.watch_executions(self.model, self._after_execution)

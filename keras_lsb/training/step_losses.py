@@ -74,10 +74,6 @@ class StepLosses:
         if _keras.tensorflow is None:
             # As variables of a metric they are part of the state that Keras passes through a step.
             made = [self._tracker.add_variable(shape, "zeros", name=name) for name, shape in shapes.items()]
-            stock = self._tracker.variables[:-3] if hasattr(self._tracker, "variables") else []
-            self._tracker.save_own_variables = lambda store: store.update(
-                {str(i): np.array(variable) for i, variable in enumerate(stock)}
-            )
         else:
             with self._model.distribute_strategy.scope():
                 made = [local_variable(shape, "float32") for shape in shapes.values()]
