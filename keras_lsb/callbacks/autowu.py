@@ -14,6 +14,7 @@ from keras_lsb.training.step_losses import StepLosses
 
 ON_DIVERGENCE = ("continue", "stop", "restore")
 _STATE = "autowu_state"
+_LONGEST_EXECUTION = 512  # steps; Keras may tune them while it trains, and losses of so many more fit in the recorder
 
 
 class AutoWU(_keras.Callback):
@@ -50,7 +51,7 @@ class AutoWU(_keras.Callback):
         self.on_divergence = choice("on_divergence", on_divergence, ON_DIVERGENCE)
         self.verbose = verbose
         self.losses = np.empty(0, "float32")
-        self._recorder, self._unread, self._steps_in_execution = None, 0, 1
+        self._recorder, self._unread = None, 0
         self._epoch, self._checked, self._warned = 0, False, False
         self._snapshot = self._proven_snapshot = None
 
@@ -70,9 +71,8 @@ class AutoWU(_keras.Callback):
 
     def on_train_begin(self, logs=None):
         controller = self.schedule.start(self._steps_per_epoch())
-        self._steps_in_execution = _keras.steps_per_execution(self.model)
-        capacity = controller.steps_per_epoch + self._steps_in_execution
-        self._recorder = StepLosses.on(self.model, capacity)
+        most_in_execution = max(_LONGEST_EXECUTION, _keras.steps_per_execution(self.model))
+        self._recorder = StepLosses.on(self.model, controller.steps_per_epoch + most_in_execution)
         self._unread, self._checked = 0, False
         _keras.watch_executions(self.model, self._after_execution)
         if self.verbose and controller.phase == "warmup":
@@ -144,7 +144,7 @@ class AutoWU(_keras.Callback):
 
     def _after_execution(self) -> None:
         """Decides when there may be losses enough: the last execution of an epoch may have had fewer steps."""
-        self._unread += self._steps_in_execution
+        self._unread += _keras.steps_per_execution(self.model)
         if self._unread + len(self.schedule.pending) >= self.schedule.controller.steps_per_epoch:
             self._decide()
 
