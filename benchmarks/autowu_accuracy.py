@@ -57,6 +57,12 @@ TASKS = {
         augment=False,
         epochs={1024: 10, 4096: 30},
     ),
+    "mnist_norm": Task(
+        functools.partial(common.load_digits, hold_out=True),
+        functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16", momentum=0.9),
+        augment=False,
+        epochs={1024: 10, 4096: 30},
+    ),
     # Of batch normalization: with Keras' momentum of 0.99 its statistics would still hold the start of so short a run.
     "cifar10": Task(
         cifar10_resnet.load,

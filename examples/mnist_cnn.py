@@ -7,19 +7,31 @@ and dropout of 0.4. The examples on the critical batch size and on adaptive batc
 import numpy as np
 
 
-def build_model(keras, shape: tuple[int, ...], policy: str = "float32", dropout: float = 0.4):
-    """The network for images of `shape`, built and not compiled; its outputs are float32 logits of ten classes."""
+def build_model(
+    keras, shape: tuple[int, ...], policy: str = "float32", dropout: float = 0.4, momentum: float | None = None
+):
+    """The network for images of `shape`, built and not compiled; its outputs are float32 logits of ten classes.
+
+    With a `momentum`, batch normalization with it stands before each ReLU; the paper has none.
+    """
     keras.mixed_precision.set_global_policy(policy)
     layers = keras.layers
+
+    def activation() -> list:
+        return [*([] if momentum is None else [layers.BatchNormalization(momentum=momentum)]), layers.ReLU()]
+
     return keras.Sequential(
         [
             keras.Input((*shape, 1)),
-            layers.Conv2D(32, 5, padding="same", activation="relu"),
+            layers.Conv2D(32, 5, padding="same"),
+            *activation(),
             layers.MaxPool2D(),
-            layers.Conv2D(64, 5, padding="same", activation="relu"),
+            layers.Conv2D(64, 5, padding="same"),
+            *activation(),
             layers.MaxPool2D(),
             layers.Flatten(),
-            layers.Dense(1024, activation="relu"),
+            layers.Dense(1024),
+            *activation(),
             layers.Dropout(dropout),
             layers.Dense(10, dtype="float32"),
         ]
