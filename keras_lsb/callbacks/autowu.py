@@ -89,7 +89,6 @@ class AutoWU(_keras.Callback):
         if not self._checked:
             self._checked = True
             self._check_updates()
-            self._decide()  # on what a backup has saved before this callback could
 
     def on_epoch_end(self, epoch, logs=None):
         self._read()  # for what several workers save now, when they cannot read together

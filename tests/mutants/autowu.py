@@ -202,13 +202,6 @@ AUTOWU = (
         (_SAVED.format(8),),
     ),
     Mutant(
-        "autowu_decision_of_a_backup_late",
-        _CALLBACK,
-        "self._decide()  # on what a backup has saved before this callback could",
-        "pass",
-        ("test_autowu_resume.py::test_backup_of_batches[at_the_switch-backup_first]",),
-    ),
-    Mutant(
         "autowu_decay_counts_from_the_losses",
         _CALLBACK,
         "self.schedule.update(losses, _keras.updates_done(self.model.optimizer))",
