@@ -21,7 +21,7 @@ def positive(name: str, value: float) -> float:
 
 def non_negative(name: str, value: float) -> float:
     """`value` as a finite float, zero or above."""
-    return _checked(name, value, "a finite number >= 0", lambda number: number >= 0)
+    return at_least(name, value, 0)
 
 
 def at_least(name: str, value: float, minimum: float) -> float:

@@ -19,6 +19,8 @@ from keras_lsb.scaling.gaussian_process import Conditioned, Hyperparameters, one
 
 _LARGEST = float(np.finfo("float32").max)  # losses beyond it count as infinite: their squares would overflow
 _STATE_VERSION = 1
+_TEST_SETTINGS = ("steps_per_epoch", "confidence", "patience", "posteriors", "fit_points", "posterior_points")
+_TEST_SETTINGS += ("grid_points", "length_scale", "guard", "loss_factor", "seed")  # besides those of the rates
 
 
 def _usable(losses: np.ndarray) -> np.ndarray:
@@ -255,17 +257,7 @@ class AutoWUController:
         return {
             **vars(self.rates),
             "decay": decay if isinstance(decay, str) else getattr(decay, "__name__", type(decay).__name__),
-            "steps_per_epoch": self.steps_per_epoch,
-            "confidence": self.confidence,
-            "patience": self.patience,
-            "posteriors": self.posteriors,
-            "fit_points": self.fit_points,
-            "posterior_points": self.posterior_points,
-            "grid_points": self.grid_points,
-            "length_scale": self.length_scale,
-            "guard": self.guard,
-            "loss_factor": self.loss_factor,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in _TEST_SETTINGS},
         }
 
     def state_dict(self) -> dict:

@@ -60,10 +60,9 @@ def features(x: np.ndarray, length_scale: float) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _grid_differences(points: int, length_scale: float) -> np.ndarray:
-    """Features of the last point of a grid on [0, 1] minus those of every point, shape (points, rank)."""
-    grid = features(np.linspace(0.0, 1.0, points), length_scale)
-    return grid[-1] - grid
+def _grid(points: int, length_scale: float) -> np.ndarray:
+    """Features at `points` places from 0 to 1, shape (points, rank)."""
+    return features(np.linspace(0.0, 1.0, points), length_scale)
 
 
 def _softplus(value: float) -> float:
@@ -191,16 +190,16 @@ class Conditioned(NamedTuple):
 
     def posterior(self, points: int) -> Posterior:
         """The curve at `points` places from 0 to 1."""
-        root, differences = math.sqrt(self.amplitude), _grid_differences(points, self.length_scale)
+        root, grid = math.sqrt(self.amplitude), _grid(points, self.length_scale)
+        differences = grid[-1] - grid
         rises = root * (differences @ self.weights)  # mean at the end minus mean at each place
-        end = features(np.ones(1), self.length_scale)[0]
         scores = rises[:-1] / np.sqrt(np.square(self._deviations(differences[:-1])) + NOISE_FLOOR)
         probability = 0.5 * math.erfc(-float(scores.max()) / math.sqrt(2))
-        return Posterior(self.mean + root * float(end @ self.weights) - rises, probability)
+        return Posterior(self.mean + root * float(grid[-1] @ self.weights) - rises, probability)
 
     def deviation(self, points: int) -> np.ndarray:
         """Standard deviation of the curve at `points` places from 0 to 1, noise not included."""
-        return self._deviations(features(np.linspace(0.0, 1.0, points), self.length_scale))
+        return self._deviations(_grid(points, self.length_scale))
 
     def _deviations(self, basis: np.ndarray) -> np.ndarray:
         scaled = np.linalg.solve(self.precision, basis.T)
