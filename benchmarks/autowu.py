@@ -202,17 +202,15 @@ def stepper(with_autowu: bool, batch_size: int, steps: int, execution: int, roun
 
 def steps(batch_size: int, execution: int, rounds: int, count: int) -> dict:
     """Ratio of a step with AutoWU to one with a fixed schedule, and of the latter to itself."""
-    kinds = {"AutoWU": True, "fixed": False, "again": False}
-    variants = {name: stepper(kind, batch_size, count, execution, rounds) for name, kind in kinds.items()}
-    interleaved.measure(variants, 2)  # tracing
-    seconds = interleaved.measure(variants, rounds)
+    variants = [stepper(with_autowu, batch_size, count, execution, rounds) for with_autowu in (True, False, False)]
+    found = interleaved.compare(*variants, rounds)
     return {
         "batch_size": batch_size,
         "steps_per_execution": execution,
-        "ratio": round(interleaved.ratio(seconds, "AutoWU", "fixed"), 3),
-        "null": round(interleaved.ratio(seconds, "again", "fixed"), 3),
+        "ratio": found.ratio,
+        "null": found.null,
         "goal": STEP_GOAL,
-        "step_ms": round(1000 * statistics.median(seconds["fixed"]) / count, 2),
+        "step_ms": round(1000 * found.seconds / count, 2),
     }
 
 

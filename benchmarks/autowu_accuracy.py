@@ -41,12 +41,27 @@ BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
 START = {"lamb": 0.01, "adamp": 0.004}  # peak rates at batch 1024 from which the grid is followed
 
 
+def digits(tf, images, labels, batch_size: int, *, seed: int | None = None):
+    """Batches of digits, like those of `cifar10_resnet.batches`: with a seed in a new order in every epoch."""
+    random = None if seed is None else np.random.default_rng(seed)
+
+    def batches():
+        order = np.arange(len(images)) if random is None else random.permutation(len(images))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            yield images[chosen][..., None], labels[chosen]
+
+    shapes = (tf.TensorSpec((None, *images.shape[1:], 1)), tf.TensorSpec((None,), labels.dtype))
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=shapes).prefetch(2)
+    return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(images) // batch_size)))
+
+
 class Task(NamedTuple):
     """Data, network and length of a training."""
 
     load: Callable
     build: Callable
-    augment: bool
+    batches: Callable
     epochs: dict[int, int]  # by batch size: fewer would be too few updates for a search within the run
 
 
@@ -54,20 +69,20 @@ TASKS = {
     "mnist": Task(
         functools.partial(common.load_digits, hold_out=True),
         functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16"),
-        augment=False,
+        batches=digits,
         epochs={1024: 10, 4096: 30},
     ),
     "mnist_norm": Task(
         functools.partial(common.load_digits, hold_out=True),
         functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16", momentum=0.9),
-        augment=False,
+        batches=digits,
         epochs={1024: 10, 4096: 30},
     ),
     # Of batch normalization: with Keras' momentum of 0.99 its statistics would still hold the start of so short a run.
     "cifar10": Task(
         cifar10_resnet.load,
         functools.partial(cifar10_resnet.build_model, momentum=0.9),
-        augment=True,
+        batches=cifar10_resnet.batches,
         epochs={1024: 8, 4096: 24},
     ),
 }
@@ -88,21 +103,6 @@ class Run(NamedTuple):
         return "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self)
 
 
-def shifted(images: np.ndarray, random: np.random.Generator, padding: int = 4) -> np.ndarray:
-    """A random crop of each padded image, mirrored at random."""
-    count, height, width = images.shape[:3]
-    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=128)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    rows, columns = random.integers(0, 2 * padding + 1, (2, count))
-    cropped = np.moveaxis(windows[np.arange(count), rows, columns], 1, -1)
-    return np.where(random.integers(0, 2, (count, 1, 1, 1)) == 1, cropped[:, :, ::-1], cropped)
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
-    """The images as the networks take them, of shape (examples, rows, columns, channels)."""
-    return (images.astype("float32") - 128) / 64 if images.dtype == np.uint8 else images[..., None]
-
-
 def train(run: Run, data_dir: str) -> dict:
     """Trains once and returns what is recorded of it."""
     common.set_threads(1)
@@ -117,15 +117,12 @@ def train(run: Run, data_dir: str) -> dict:
     model = task.build(keras, images.shape[1:])
     steps = -(-len(images) // run.batch_size)
     if run.learning_rate:
-        schedule = schedules.LEGW(
-            keras.optimizers.schedules.CosineDecay(1.0, decay_steps=run.epochs),
-            base_batch_size=BASE_BATCH_SIZE,
-            batch_size=run.batch_size,
+        schedule = schedules.LinearWarmup(
+            keras.optimizers.schedules.CosineDecay(run.learning_rate, decay_steps=run.epochs),
             steps_per_epoch=steps,
-            warmup_epochs=BASE_WARMUP_EPOCHS,
+            warmup_epochs=BASE_WARMUP_EPOCHS * run.batch_size / BASE_BATCH_SIZE,
         )
-        schedule.multiplier = run.learning_rate
-        listeners = []
+        listeners, found = [], {"warmup_steps": schedule.warmup_steps}
     else:
         total = steps * run.epochs
         schedule = schedules.AutoWU(total, steps_per_check=max(1, total // CHECKS))
@@ -133,22 +130,10 @@ def train(run: Run, data_dir: str) -> dict:
     kind = {"lamb": optimizers.LAMB, "adamp": optimizers.AdamP}[run.optimizer]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(kind(schedule, weight_decay=OPTIMIZERS[run.optimizer]), loss, metrics=["accuracy"], jit_compile=False)
-    random = np.random.default_rng(run.seed)
-
-    def batches():
-        order = random.permutation(len(images))
-        for start in range(0, len(order), run.batch_size):
-            chosen = order[start : start + run.batch_size]
-            batch = shifted(images[chosen], random) if task.augment else images[chosen]
-            yield scaled(batch), labels[chosen]
-
-    shapes = (tf.TensorSpec((None, *model.input_shape[1:])), tf.TensorSpec((None,), labels.dtype))
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=shapes).prefetch(2)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
+    dataset = task.batches(tf, images, labels, run.batch_size, seed=run.seed)
     started = time.time()
     history = model.fit(dataset, epochs=run.epochs, verbose=2, callbacks=listeners)
-    held_out_loss, accuracy = model.evaluate(scaled(held_out_images), held_out_labels, batch_size=500, verbose=0)
-    found = {}
+    held_out_loss, accuracy = model.evaluate(task.batches(tf, held_out_images, held_out_labels, 500), verbose=0)
     if not run.learning_rate:
         controller = schedule.controller
         found = {
@@ -163,7 +148,6 @@ def train(run: Run, data_dir: str) -> dict:
         "held_out_loss": float(held_out_loss),
         "losses": [float(value) for value in history.history["loss"]],
         "steps": steps * run.epochs,
-        "warmup_steps": BASE_WARMUP_EPOCHS * steps * run.batch_size / BASE_BATCH_SIZE,
         "seconds": time.time() - started,
         "versions": common.versions(),
         **found,

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 
 def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -19,3 +20,23 @@ def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 def ratio(seconds: dict[str, list[float]], variant: str, baseline: str) -> float:
     """Median over the turns of variant / baseline."""
     return statistics.median(a / b for a, b in zip(seconds[variant], seconds[baseline], strict=True))
+
+
+class Comparison(NamedTuple):
+    """Variant / baseline, the baseline against itself, and the median seconds of a baseline's call."""
+
+    ratio: float
+    null: float
+    seconds: float
+
+
+def compare(variant: Callable, baseline: Callable, again: Callable, rounds: int) -> Comparison:
+    """Ratio and null pair of three functions, of which the last two do the same; two rounds before are for tracing."""
+    variants = {"variant": variant, "baseline": baseline, "again": again}
+    measure(variants, 2)
+    seconds = measure(variants, rounds)
+    return Comparison(
+        round(ratio(seconds, "variant", "baseline"), 3),
+        round(ratio(seconds, "again", "baseline"), 3),
+        statistics.median(seconds["baseline"]),
+    )

@@ -14,7 +14,6 @@ peak memory of a process that trains at batch 2048 is compared between one and 1
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -57,21 +56,16 @@ def stepper(wrap, batch_size: int, steps: int, strategy=None):
 
 def compare(name: str, variant, baseline, batch_size: int, rounds: int, steps: int, strategy=None) -> dict:
     """Ratio of the variant's time to the baseline's, and of the baseline to itself."""
-    variants = {
-        "variant": stepper(variant, batch_size, steps, strategy),
-        "baseline": stepper(baseline, batch_size, steps, strategy),
-        "again": stepper(baseline, batch_size, steps, strategy),
-    }
-    interleaved.measure(variants, 2)  # tracing
-    seconds = interleaved.measure(variants, rounds)
-    gap = abs(variants["variant"].losses[-1] / variants["baseline"].losses[-1] - 1)
+    variants = [stepper(wrap, batch_size, steps, strategy) for wrap in (variant, baseline, baseline)]
+    found = interleaved.compare(*variants, rounds)
+    gap = abs(variants[0].losses[-1] / variants[1].losses[-1] - 1)
     return {
         "comparison": name,
         "batch_size": batch_size,
-        "ratio": round(interleaved.ratio(seconds, "variant", "baseline"), 3),
-        "null": round(interleaved.ratio(seconds, "again", "baseline"), 3),
+        "ratio": found.ratio,
+        "null": found.null,
         "goal": GOAL,
-        "step_ms": round(1000 * statistics.median(seconds["baseline"]) / steps, 1),
+        "step_ms": round(1000 * found.seconds / steps, 1),
         "loss_gap": float(f"{gap:.1e}"),
     }
 
