@@ -6,6 +6,7 @@ Keras 3 with whatever backend Keras itself selects. No other module imports eith
 ``ops`` is ``keras.ops`` in both flavours, so that every update rule is written once and gives the same numbers.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -200,6 +201,18 @@ def updates_done(optimizer) -> int:
     return int(np.array(read(iterations(optimizer))))
 
 
+def batch_statistics(model) -> list:
+    """Moving statistics that the replicas of a model keep each for itself: those of its batch normalization."""
+    return [
+        variable
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.built and layer.trainable
+        if not getattr(layer, "synchronized", False)
+        for variable in layer.non_trainable_variables
+        if "moving" in variable.name
+    ]
+
+
 def loss_tracker(model):
     """The metric to which each step of training and of evaluation adds its loss, the mean over its examples."""
     return model.compiled_loss._total_loss_mean if LEGACY else model._loss_tracker
@@ -270,6 +283,60 @@ def training_state(model) -> list:
         id(getattr(optimizer, name, None)) for name in ("_iterations", "_learning_rate", "_current_learning_rate")
     ]
     return [variable for variable in [*model.weights, *model.optimizer.variables] if id(variable) not in left_out]
+
+
+def training_settings(model, params: dict) -> dict:
+    """What defines a training, as JSON takes it; `params` are those that `fit` gives to callbacks."""
+    optimizer = json.loads(json.dumps(serialize_object(model.optimizer), default=str))
+    weights = {str(index): f"{dtype_name(v)} {list(v.shape)}" for index, v in enumerate(model.weights)}
+    versions = {"keras": keras.__version__, "keras_lsb": package_version()}
+    seed = None
+    if tensorflow is not None:
+        versions["tensorflow"] = tensorflow.__version__
+        seed = tensorflow.compat.v1.get_seed(0)[0]
+    steps = {name: params.get(name) for name in ("epochs", "steps")}
+    return {"optimizer": optimizer, "weights": weights, "versions": versions, "seed": seed, **steps}
+
+
+def state_bytes(model) -> int:
+    """An upper bound of the size of a weights file."""
+    variables = [*model.weights, *model.optimizer.variables]
+    bits = [int("".join(filter(str.isdigit, dtype_name(variable))) or 8) for variable in variables]
+    entries = [int(np.prod(variable.shape)) for variable in variables]
+    return sum(count * size // 8 + 16_384 for count, size in zip(entries, bits, strict=True)) + 2**20
+
+
+def package_version() -> str:
+    """Version of this package."""
+    return importlib.import_module("keras_lsb").__version__
+
+
+def build_optimizer(model) -> None:
+    """Creates the state of a model's optimizer, if there is none yet."""
+    if getattr(model.optimizer, "built", False):
+        return
+    scope = contextlib.nullcontext() if tensorflow is None else model.distribute_strategy.scope()
+    with scope:
+        model.optimizer.build(model.trainable_variables)
+
+
+class _Resumed:
+    """Tells tf_keras where `fit` goes on."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def maybe_load_initial_counters_from_ckpt(self, steps_per_epoch, initial_epoch, mode) -> tuple[int, int]:
+        """(epoch, step) to begin with."""
+        return self.epoch, 0
+
+
+def begin_at(model, epoch: int | None) -> None:
+    """Has `fit`, which has just begun, go on with an epoch; None undoes it for later calls."""
+    if LEGACY:
+        model._training_state = None if epoch is None else _Resumed(epoch)
+    else:
+        model._initial_epoch = epoch
 
 
 def host_values(variables) -> list:

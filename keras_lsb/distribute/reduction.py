@@ -1,15 +1,9 @@
-"""Sums over replicas, and on Keras 3 gradients that are clipped after the sum.
-
-Stock Keras 3 clips each replica's gradient before the sum, so that clipnorm and global_clipnorm change with the number
-of replicas. Here clipping waits for the sum. tf_keras already clips the sum, and JAX has no replicas to sum over.
-"""
+"""Replicas: how many there are, sums over them, and what `fit` reports of them."""
 
 import contextlib
 
 from keras_lsb import _keras
 from keras_lsb._keras import ops
-
-_REDUCTION = "_all_reduce_sum_gradients"
 
 
 def densify(gradients):
@@ -32,6 +26,11 @@ def replica_count() -> int:
     return 1 if _keras.tensorflow is None else _keras.tensorflow.distribute.get_strategy().num_replicas_in_sync
 
 
+def in_replica_of_several() -> bool:
+    """Whether the caller runs as one of several replicas."""
+    return replica_count() > 1 and not _keras.tensorflow.distribute.in_cross_replica_context()
+
+
 def replicas_of(model) -> int:
     """Number of replicas that a model was created for."""
     return 1 if _keras.tensorflow is None else model.distribute_strategy.num_replicas_in_sync
@@ -52,11 +51,34 @@ def local_variable(shape, dtype):
     return tf.Variable(zeros, trainable=False, synchronization=kinds[0], aggregation=kinds[1])
 
 
+def strategy_of(model):
+    """The strategy that a model was created for, None on a backend without strategies."""
+    return None if _keras.tensorflow is None else model.distribute_strategy
+
+
 def is_multi_worker(model) -> bool:
-    """Whether a model is trained by several processes, which read and save in step."""
+    """Whether a model is trained under a strategy for several processes, which read and save in step."""
     if _keras.tensorflow is None:
         return False
     return isinstance(model.distribute_strategy, _keras.tensorflow.distribute.MultiWorkerMirroredStrategy)
+
+
+def worker_count(strategy) -> int:
+    """Processes that train in step under a strategy, 1 for None."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    if resolver is None or not isinstance(strategy, _keras.tensorflow.distribute.MultiWorkerMirroredStrategy):
+        return 1
+    jobs = resolver.cluster_spec().as_dict()
+    return max(1, sum(len(jobs.get(job, ())) for job in ("chief", "worker")))
+
+
+def worker_index(strategy) -> int:
+    """Number of this process among those that train in step, 0 for the one that keeps what is saved."""
+    if worker_count(strategy) == 1:
+        return 0
+    resolver = strategy.cluster_resolver
+    chiefs = len(resolver.cluster_spec().as_dict().get("chief", ()))
+    return resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
 
 
 def logs_for_fit(results: dict, shared: dict) -> dict:
@@ -90,7 +112,7 @@ def apply_summed(optimizer, gradients: list, variables: list) -> None:
 
 
 # Names of the method that sums: the package's own optimizers clip in Keras' method and sum in the first of the two.
-_SUMS = ("_sum_over_replicas", _REDUCTION)
+_SUMS = ("_sum_over_replicas", "_all_reduce_sum_gradients")
 _depths = {}  # replicas trace in turns, so that several of them can be inside `_without_sum` at a time
 
 
@@ -111,29 +133,3 @@ def _without_sum(optimizer):
             if _depths[key] == 0:
                 del _depths[key]
                 object.__delattr__(optimizer, name)
-
-
-class _ClipsDense(_keras.Optimizer):
-    """Clips the dense gradient: the norm of a sparse one would count its duplicate rows apart."""
-
-    def _clip_gradients(self, grads):
-        return super()._clip_gradients(densify(grads))
-
-
-class _ClipsTheSum(_keras.Optimizer):
-    """Delays clipping until the gradients of all replicas are summed."""
-
-    def _clip_gradients(self, grads):
-        return grads
-
-    def _sum_over_replicas(self, grads_and_vars):
-        return super()._all_reduce_sum_gradients(grads_and_vars)
-
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        reduced = self._sum_over_replicas(grads_and_vars)
-        gradients = super()._clip_gradients(densify([gradient for gradient, _ in reduced]))
-        return [(gradient, variable) for gradient, (_, variable) in zip(gradients, reduced, strict=True)]
-
-
-# Only Keras 3's TensorFlow optimizer has the method. Where a later Keras has none, its own order of things is kept.
-ReplicatedOptimizer = _ClipsTheSum if hasattr(_keras.Optimizer, _REDUCTION) else _ClipsDense

@@ -9,7 +9,8 @@ import numbers
 from keras_lsb import _keras
 from keras_lsb._checks import non_negative
 from keras_lsb._keras import ops
-from keras_lsb.distribute.reduction import ReplicatedOptimizer, is_replicated
+from keras_lsb.distribute.keras3 import ReplicatedOptimizer
+from keras_lsb.distribute.reduction import is_replicated
 from keras_lsb.optimizers.exclusions import (
     Exclusion,
     VariablePath,

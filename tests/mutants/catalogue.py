@@ -89,9 +89,10 @@ MUTANTS = (
     ),
     Mutant(
         "clip_before_the_sum",
-        "distribute/reduction.py",
-        "        return grads\n",
-        "        return super()._clip_gradients(densify(grads))\n",
+        "distribute/keras3.py",
+        "gradients = densify([gradient for gradient, _ in pairs])",
+        "gradients = self._sum_over_replicas(list(zip(self._clip_gradients(grads), variables)))\n"
+        "        gradients = [gradient for gradient, _ in gradients]",
         ("test_replicas.py::test_custom_loop[lars-global_clipnorm-2]",),
     ),
     Mutant(

@@ -1,0 +1,67 @@
+"""Moving statistics of batch normalization that are the mean over the replicas wherever a model is read.
+
+Each replica updates its own. What then evaluates, predicts or saves takes each replica's own (tf_keras, when it
+evaluates) or those of the first (Keras 3, when it saves). Importing the package has the methods below average first.
+The average of the statistics goes on as the statistics of the average, since their update is linear: training is not
+changed by it.
+"""
+
+import functools
+import weakref
+
+from keras_lsb import _keras
+from keras_lsb.distribute.reduction import in_replica_of_several
+
+READERS = ("evaluate", "predict", "save", "save_weights", "export", "get_weights")
+_averages = weakref.WeakKeyDictionary()  # model -> (its variables, what averages them)
+
+
+def average_batch_statistics(model) -> None:
+    """Replaces the moving statistics of batch normalization by their mean over the replicas of the model's strategy.
+
+    `evaluate`, `predict`, `save`, `save_weights`, `export` and `get_weights` do so themselves. Layers that synchronize
+    their statistics in each step are left out. With several workers all of them have to call it, as for saving.
+    """
+    if _keras.tensorflow is None or not hasattr(model, "distribute_strategy"):
+        return
+    tf, strategy = _keras.tensorflow, model.distribute_strategy
+    if strategy.num_replicas_in_sync == 1 or in_replica_of_several() or not tf.executing_eagerly():
+        return
+    variables = [_keras.native(variable) for variable in _keras.batch_statistics(model)]
+    if not variables:
+        return
+    known, average = _averages.get(model, ((), None))
+    if [*map(id, known)] != [*map(id, variables)]:
+        average = _averaging(strategy, variables)
+        _averages[model] = variables, average
+    average()
+
+
+def _averaging(strategy, variables):
+    tf = _keras.tensorflow
+
+    def on_replica():
+        context = tf.distribute.get_replica_context()
+        values = [tf.identity(variable) for variable in variables]
+        for variable, mean in zip(variables, context.all_reduce(tf.distribute.ReduceOp.MEAN, values), strict=True):
+            variable.assign(mean)
+
+    return tf.function(lambda: strategy.run(on_replica), autograph=False)
+
+
+def average_before_reading() -> None:
+    """Has the methods of all models that read statistics average them first."""
+    if _keras.tensorflow is None:
+        return
+    for name in READERS:
+        if hasattr(_keras.Model, name):
+            setattr(_keras.Model, name, _averaging_first(getattr(_keras.Model, name)))
+
+
+def _averaging_first(method):
+    @functools.wraps(method)
+    def averaging(model, *arguments, **keywords):
+        average_batch_statistics(model)
+        return method(model, *arguments, **keywords)
+
+    return averaging
