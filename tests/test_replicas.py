@@ -119,13 +119,3 @@ def test_fit(name, replicas):
         return registry.make(name, **CLIPS["global_clipnorm"])
 
     assert_all_close(train_model(make, replicas), train_model(make, 0), 1e-6)
-
-
-def test_stock_keras_3_still_clips_before_the_sum():
-    """Fails when Keras mends it: then the reordering in `distribute/reduction.py` can go."""
-
-    def make():
-        return keras.optimizers.SGD(0.5, global_clipnorm=0.05)
-
-    gap = max(np.abs(two - one).max() for two, one in zip(train_model(make, 2), train_model(make, 0), strict=True))
-    assert gap < 1e-6 if LEGACY else gap > 1e-4
