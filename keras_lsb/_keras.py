@@ -45,7 +45,9 @@ register = keras.saving.register_keras_serializable(package="keras_lsb")
 
 def dtype_name(variable) -> str:
     """Name of a variable's own type, also where mixed precision makes it report the type it is cast to."""
-    return keras3.backend.standardize_dtype(getattr(variable, "true_dtype", variable.dtype))
+    # Of the class: an attribute that a distributed variable lacks has it reduce its value over all workers.
+    dtype = variable.true_dtype if hasattr(type(variable), "true_dtype") else variable.dtype
+    return keras3.backend.standardize_dtype(dtype)
 
 
 def native(variable):
