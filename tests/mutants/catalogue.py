@@ -2,6 +2,7 @@
 
 from tests.mutants.autowu import AUTOWU
 from tests.mutants.mutant import Mutant
+from tests.mutants.replicas import REPLICAS
 
 _ORACLE = "test_rules.py::test_oracle[{}-float64]"
 _LAMB = (_ORACLE.format("lamb"),)
@@ -86,14 +87,6 @@ MUTANTS = (
         "project(weight, gradient, direction,",
         "project(weight, momentum, direction,",
         ("test_contract_optimizers.py::test_agrees_with_the_transcription[adamp]",),
-    ),
-    Mutant(
-        "clip_before_the_sum",
-        "distribute/keras3.py",
-        "gradients = densify([gradient for gradient, _ in pairs])",
-        "gradients = self._sum_over_replicas(list(zip(self._clip_gradients(grads), variables)))\n"
-        "        gradients = [gradient for gradient, _ in gradients]",
-        ("test_replicas.py::test_custom_loop[lars-global_clipnorm-2]",),
     ),
     Mutant(
         "empty_list_means_default",
@@ -393,4 +386,5 @@ MUTANTS = (
         ("test_callbacks.py::test_batch_never_shrinks",),
     ),
     *AUTOWU,
+    *REPLICAS,
 )

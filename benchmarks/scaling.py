@@ -1,0 +1,180 @@
+"""What the package adds to a training step on replicas: ResNet-20 at global batch 1024, interleaved, as ratios.
+
+    python benchmarks/scaling.py [--replicas 1 2 4 8] [--processes 2 4] [--quick]
+
+Our optimizers against those that Keras users would pick instead, AutoWU against a schedule that is given, and the noise
+scale against plain training, each in whole steps of `fit`. Replicas are virtual devices of one process under
+MirroredStrategy, processes are workers on this machine under MultiWorkerMirroredStrategy. A baseline that runs twice
+is the null pair. Writes `benchmarks/results/scaling.json`, a row at a time: rows of other settings stay.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import interleaved
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT.parent / "examples"))
+
+import cifar10_resnet  # noqa: E402
+import common  # noqa: E402
+import launchers  # noqa: E402
+
+RESULTS = ROOT / "results" / "scaling.json"
+BATCH, SHAPE, STEPS = 1024, (32, 32, 3), 2  # steps of one call of `fit`
+
+# variant, baseline, the most that the ratio may be with 8 replicas
+COMPARISONS = (
+    ("LARS", "SGD momentum", 1.10),
+    ("LAMB", "Adam", 1.05),
+    ("AdamP", "Adam", None),
+    ("SGD momentum, AutoWU", "SGD momentum", None),
+    ("SGD momentum, noise scale", "SGD momentum", None),
+)
+
+
+def variants(keras) -> dict:
+    """Optimizer, callbacks and whether gradients are measured, by name; each is made anew when it is called."""
+    from keras_lsb import callbacks, optimizers, schedules
+
+    def autowu():
+        schedule = schedules.AutoWU(10**6, steps_per_check=10**4)  # no decision falls into what is timed
+        return keras.optimizers.SGD(schedule, momentum=0.9), [callbacks.AutoWU(schedule, verbose=0)], False
+
+    def noise_scale():
+        return keras.optimizers.SGD(0.1, momentum=0.9), [callbacks.NoiseScale(verbose=0)], True
+
+    return {
+        "SGD momentum": lambda: (keras.optimizers.SGD(0.1, momentum=0.9), [], False),
+        "Adam": lambda: (keras.optimizers.Adam(0.001), [], False),
+        "LARS": lambda: (optimizers.LARS(1.0, weight_decay=1e-4), [], False),
+        "LAMB": lambda: (optimizers.LAMB(0.002, weight_decay=0.1), [], False),
+        "AdamP": lambda: (optimizers.AdamP(0.001, weight_decay=0.01), [], False),
+        "SGD momentum, AutoWU": autowu,
+        "SGD momentum, noise scale": noise_scale,
+    }
+
+
+def training(strategy, make, batch_size: int, steps: int):
+    """A function that trains for some steps."""
+    import tensorflow as tf
+
+    from keras_lsb import training as wrappers
+
+    random = np.random.default_rng(0)
+    images = random.normal(size=(batch_size, *SHAPE)).astype("float32")
+    labels = random.integers(0, cifar10_resnet.CLASSES, batch_size)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat().with_options(options)
+    with strategy.scope():
+        optimizer, listeners, measured = make()
+        model = cifar10_resnet.build_model(tf.keras, SHAPE)
+        if measured:
+            model = wrappers.Microbatched(model, 1 if strategy.num_replicas_in_sync > 1 else 2)
+        loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, jit_compile=False)
+
+    def train():
+        model.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=listeners)
+
+    return train
+
+
+def measure(strategy, comparisons, batch_size: int, steps: int, rounds: int):
+    """A row for each comparison, measured one after the other: few models are in memory at a time."""
+    import tensorflow as tf
+
+    made = variants(tf.keras)
+    for variant, baseline, goal in comparisons:
+        makers = {"variant": made[variant], "baseline": made[baseline], "again": made[baseline]}
+        functions = [training(strategy, make, batch_size, steps) for make in makers.values()]
+        found = interleaved.compare(*functions, rounds)
+        del functions
+        tf.keras.backend.clear_session()
+        yield {
+            "variant": variant,
+            "baseline": baseline,
+            "ratio": found.ratio,
+            "null": found.null,
+            "goal": goal,
+            "milliseconds": round(1e3 * found.seconds / steps),
+        }
+
+
+def run(arguments) -> None:
+    """Measures in this process, whose devices and workers are fixed, and writes what it found."""
+    common.set_threads(arguments.threads)
+    import tensorflow as tf
+
+    from keras_lsb import distribute
+
+    if "TF_CONFIG" in os.environ:
+        strategy, kind = tf.distribute.MultiWorkerMirroredStrategy(), "processes"
+        distribute.enable_multi_worker_fit()
+        reports = launchers.is_chief(strategy.cluster_resolver)
+    else:
+        cpu, count = tf.config.list_physical_devices("CPU")[0], arguments.run
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        devices = [f"CPU:{index}" for index in range(count)]
+        strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
+        kind, reports = "replicas", True
+    comparisons = [comparison for comparison in COMPARISONS if comparison[0] in arguments.variants]
+    settings = {"keras": common.flavour(), "replicas": None, "processes": None, kind: strategy.num_replicas_in_sync}
+    for row in measure(strategy, comparisons, arguments.batch_size, STEPS, arguments.rounds):
+        if strategy.num_replicas_in_sync < 8:
+            row["goal"] = None
+        row = {**settings, "batch_size": arguments.batch_size, **row}
+        if reports:
+            print(row, flush=True)
+            if not arguments.quick:
+                record(row)
+
+
+def record(row: dict) -> None:
+    """Puts a row into the results in place of that of the same setting."""
+
+    def key(row):
+        return [row[name] for name in ("keras", "replicas", "processes", "batch_size", "variant", "baseline")]
+
+    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = [*(other for other in kept if key(other) != key(row)), row]
+    rows.sort(key=lambda row: (row["keras"], row["processes"] or 0, row["replicas"] or 0))
+    RESULTS.write_text(json.dumps({"versions": common.versions(), "rows": rows}, indent=1) + "\n")
+
+
+def main() -> None:
+    names = [variant for variant, _, _ in COMPARISONS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="virtual devices of one process")
+    parser.add_argument("--processes", type=int, nargs="*", default=[2, 4], help="workers on this machine")
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="global")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
+    parser.add_argument("--quick", action="store_true", help="a small batch and few rounds, no record")
+    parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.batch_size, arguments.rounds = 64, 1
+    if arguments.run:
+        run(arguments)
+        return
+    flags = ["--variants", *arguments.variants, "--threads", str(arguments.threads)]
+    flags += ["--batch-size", str(arguments.batch_size), "--rounds", str(arguments.rounds)]
+    flags += ["--quick"] if arguments.quick else []
+    for replicas in arguments.replicas:
+        subprocess.run([sys.executable, __file__, *flags, "--run", str(replicas)], check=True)
+    for processes in arguments.processes:
+        with tempfile.TemporaryDirectory() as folder:
+            launchers.run_local(__file__, [*flags, "--run", "1"], processes, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
