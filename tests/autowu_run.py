@@ -1,7 +1,7 @@
-"""Trains with AutoWU on several devices, once as it is and once with an interruption, and prints both as JSON.
+"""Trains with AutoWU once as it is and once with an interruption.
 
-`python -m tests.autowu_run FOLDER parallel | worker INDEX PORT PORT`. A process of its own, since the number of devices
-is fixed when the backend starts.
+`python -m tests.autowu_run FOLDER` does so on all devices of JAX and prints both as JSON. A process of its own, since
+the number of devices is fixed when the backend starts.
 """
 
 import contextlib
@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 
-from keras_lsb import distribute
 from tests.autowu_problem import BATCH, LONG_ENOUGH, STEPS, Interrupt, X, Y, made, weights
-from tests.support import LEGACY, TENSORFLOW, keras, to_numpy
+from tests.noise_scale_problem import dataset
+from tests.support import TENSORFLOW, keras, to_numpy
 
 INTERVAL = 6
 REPEATS = 4  # of the data in an epoch: iterators over several devices take long to make
@@ -20,15 +20,11 @@ INTERRUPTED = 2  # epochs, when four losses wait
 
 
 def data():
-    """What to fit; workers share a dataset by examples, not by files."""
+    """What to fit."""
     x, y = np.tile(X, (REPEATS, 1)), np.tile(Y, REPEATS)
     if not TENSORFLOW:
         return {"x": x, "y": y, "batch_size": BATCH}
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return {"x": tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH).with_options(options)}
+    return {"x": dataset(x, y)}
 
 
 def ready():
@@ -67,20 +63,9 @@ def runs(folder) -> dict:
 
 
 def main():
-    folder, mode, *arguments = sys.argv[1:]
-    if mode == "parallel":
-        devices = keras.distribution.list_devices("cpu")
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
-        result = runs(folder) | {"devices": len(devices)}
-    else:
-        from tests.noise_scale_run import strategy_of
-
-        strategy, _ = strategy_of(mode, arguments)
-        distribute.enable_multi_worker_fit()
-        with strategy.scope():
-            result = runs(folder if LEGACY else f"{folder}/{arguments[0]}")  # which Keras 3 does not keep apart itself
-        result["devices"] = strategy.num_replicas_in_sync
-    print(json.dumps(result))
+    devices = keras.distribution.list_devices("cpu")
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
+    print(json.dumps(runs(sys.argv[1]) | {"devices": len(devices)}))
 
 
 if __name__ == "__main__":

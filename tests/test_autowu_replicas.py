@@ -1,33 +1,19 @@
 """AutoWU sees the same losses and decides the same on one device, on several, and in several processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from tests import autowu_run
-from tests.autowu_problem import LONG_ENOUGH, STEPS, At, X, Y, batches, by_hand, fit, made, poison
+from tests.autowu_problem import KERNEL, LONG_ENOUGH, STEPS, At, X, Y, batches, by_hand, fit, made, poison
 from tests.autowu_run import INTERRUPTED, INTERVAL, REPEATS, ready, summary
 from tests.support import TENSORFLOW, assert_all_close, assert_close, tensorflow_only
-from tests.test_noise_scale_replicas import finish, free_ports
+from tests.workers import EIGHT_DEVICES, one
 
 if TENSORFLOW:
     from tests.test_replicas import mirrored
 
-ROOT = Path(__file__).parent.parent
 SAME = 5e-6
 replicas_only = tensorflow_only("tf.distribute")
-
-
-def start(*arguments, **settings):
-    """Starts `tests.autowu_run` in the flavour of this process."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"} | settings
-    command = [sys.executable, "-m", "tests.autowu_run", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +24,10 @@ def one_device():
 
 
 def assert_same_run(found, expected):
-    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=SAME, atol=SAME)
-    assert_all_close(found["weights"], expected["weights"], 4 * SAME)
+    # Learning rates of almost 3 magnify what sums in another order round differently.
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=2 * SAME, atol=2 * SAME)
+    assert_all_close(found["weights"], expected["weights"], 10 * SAME)
+    assert np.abs(np.subtract(found["weights"][0], KERNEL)).max() > 1
     assert found["switch"][:2] == expected["switch"][:2] == [72, "gaussian process"]
     assert found["switch"][2] == pytest.approx(expected["switch"][2], rel=1e-6)
     np.testing.assert_allclose(found["rates"], expected["rates"], rtol=1e-6)
@@ -86,20 +74,10 @@ def assert_resumed(found):
         assert found["whole"][name] == found["resumed"][name], name
 
 
-@replicas_only
-def test_two_workers(one_device, tmp_path):
-    ports = free_ports(2)
-    found = finish(*(start(tmp_path, "worker", index, *ports) for index in range(2)))
-    assert found[0] == found[1]
-    assert (found[0]["devices"], found[0]["seen"]) == (2, [20, 40, 60, 80])
-    assert_same_run(found[0]["whole"], one_device)
-    assert_resumed(found[0])
-
-
 @pytest.mark.skipif(TENSORFLOW, reason="keras.distribution.DataParallel needs JAX")
 def test_data_parallel(one_device, tmp_path):
-    (found,) = finish(start(tmp_path, "parallel", XLA_FLAGS="--xla_force_host_platform_device_count=2"))
-    assert found["devices"] == 2
+    found = one("tests.autowu_run", tmp_path / "backup", folder=tmp_path, XLA_FLAGS=EIGHT_DEVICES)
+    assert found["devices"] == 8
     assert_same_run(found["whole"], one_device)
     assert_resumed(found)
 
