@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-keras3 test-legacy test-jax lint docs bench mutants clean
+.PHONY: help demo test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,14 @@ test-legacy: $(VENV)/test.stamp ## Run the tests on tf_keras
 test-jax: $(VENV)/test.stamp ## Run the tests that need no TensorFlow on Keras 3 with JAX
 	KERAS_BACKEND=jax $(RUN) -m pytest
 
+test-ray: $(VENV)/test.stamp $(VENV)/ray.stamp ## Install Ray and train with its TensorflowTrainer, in both Kerases
+	$(RUN) -m pytest tests/test_ray.py
+	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest tests/test_ray.py
+
+test-workers: $(VENV)/test.stamp ## Run the tests with several processes, both flavours
+	$(RUN) -m pytest -m workers
+	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest -m workers
+
 lint: $(VENV)/test.stamp ## Check style and the layer rule
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -46,6 +54,9 @@ bench: $(VENV)/test.stamp ## Measure, interleaved, as ratios: optimizer steps, t
 	$(RUN) benchmarks/optimizer_step.py
 	$(RUN) benchmarks/noise_scale.py
 	$(RUN) benchmarks/autowu.py
+
+tpu-check: $(VENV)/tpu-check.stamp ## Compile training steps for Cloud TPUs that are not there; FULL=1 adds ResNet-50
+	$(RUN) -m benchmarks.tpu_check $(if $(FULL),--resnet50)
 
 clean: ## Remove the virtual environment and everything that was built
 	rm -rf $(VENV) site build dist runs *.egg-info
