@@ -1,8 +1,7 @@
-"""Runs an example as a user starts it, and reads what came of it; makes the examples importable."""
+"""Runs an example as a user starts it, and reads what came of it."""
 
 import csv
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,6 @@ from tests import workers
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 SHORT = ("--limit-steps", "2", "--least-accuracy", "0", "--threads", "1")
-
-if str(EXAMPLES) not in sys.path:
-    sys.path.append(str(EXAMPLES))
 
 
 def start(example: str, folder: Path, *flags):

@@ -91,10 +91,10 @@ def fit_with(batch_size=BATCH, seed=7, epochs=1, **settings):
     model.fit(dataset(X, Y, batch_size=BATCH), epochs=epochs, verbose=0, callbacks=[same])
 
 
-def fit_with_backup_in(folder):
-    model = compiled(small_model(), optimizer=LAMB(0.1))
-    backup = callbacks.BackupAndRestore(folder, delete_checkpoint=False)
-    model.fit(dataset(X, Y, batch_size=BATCH), epochs=1, verbose=0, callbacks=[backup])
+def fit_with_backup_in(folder, epochs=1, **arguments):
+    model = compiled(small_model(keras.layers.BatchNormalization()), optimizer=LAMB(0.1))
+    backup = callbacks.BackupAndRestore(folder, delete_checkpoint=False, **arguments)
+    model.fit(dataset(X, Y, batch_size=BATCH), epochs=epochs, verbose=0, callbacks=[backup])
 
 
 def errors(folder: Path) -> dict:
@@ -113,6 +113,7 @@ def errors(folder: Path) -> dict:
         "missing": error_of(lambda: fit_with(**({"fold": 3} if INDEX else {}))),
         "apart": error_of(lambda: fit_with_backup_in(folder / ("elsewhere" if INDEX else "shared"))),
         "kept": sorted(path.name for path in folder.iterdir()),
+        "every_other": error_of(lambda: fit_with_backup_in(folder / "other", 5, epochs_per_backup=2)),
         "shared": error_of(lambda: fit_with_backup_in(folder / "shared")),
     }
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.example_run import EXAMPLES, logged_epochs
 from tests.support import tensorflow_only
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORT = ("--limit-steps", "3", "--epochs", "2", "--threads", "1", "--hold-out")
 LIMIT_SECONDS = 240
 
@@ -35,15 +35,6 @@ def run(example: str, folder: Path, *flags: str) -> str:
 
 def results(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("**/result.json"))]
-
-
-def logged_epochs(folder: Path) -> list[int]:
-    """Epochs in the only log below `folder`, in the order of its rows; none if there is no log yet."""
-    logs = list(folder.glob("**/log.csv"))
-    if not logs:
-        return []
-    with logs[0].open() as log:
-        return [int(row["epoch"]) for row in csv.DictReader(log) if row["epoch"].isdigit()]
 
 
 def check_record(folder: Path) -> dict:

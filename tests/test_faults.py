@@ -121,6 +121,11 @@ def test_workers_that_agree_train(errors):
     assert [worker["shared"] for worker in errors] == ["", ""]
 
 
+def test_workers_that_make_backups_together(errors):
+    """All of them save at the same epochs, also when these are few."""
+    assert [worker["every_other"] for worker in errors] == ["", ""]
+
+
 def test_plain_fit_names_the_remedy(errors):
     for worker in errors:
         if LEGACY:

@@ -7,10 +7,8 @@ import contextlib
 import faulthandler
 import json
 import os
-import random
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +16,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "examples"))
+
+from launchers import free_ports  # noqa: E402
+
 DEADLINE = 240.0  # seconds until all results must be there
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 TAIL = 3000  # characters of each log that an error shows
@@ -191,18 +193,6 @@ class Cluster:
             lines.append(f"--- worker {index} of {self.workers}, status {process.returncode}")
             lines += [text for text in (self.output(index)[-TAIL:], self.log(index)[-TAIL:]) if text]
         raise WorkerError("\n".join(lines))
-
-
-def free_ports(count) -> list[int]:
-    """Ports that nobody listens on at the moment."""
-    found = []
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError(f"Fewer than {count} free ports in {PORTS}")
 
 
 def _status(process) -> int | None:

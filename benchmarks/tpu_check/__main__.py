@@ -43,7 +43,7 @@ def lower_all(part: str) -> bool:
 
     from benchmarks.tpu_check import lowering
 
-    folder, failed, checks = RUNS / part, 0, lowering.checks()
+    folder, failed, checks = RUNS / f"{part}_{lowering.platform()}", 0, lowering.checks()
     folder.mkdir(parents=True, exist_ok=True)
     for name, check in checks.items():
         started = time.perf_counter()
@@ -121,7 +121,11 @@ def format_row(row: dict) -> str:
 
 def record(rows: dict, from_tensorflow: int) -> None:
     """Writes the results; `rows` are of the small model (False) and of ResNet-50 (True)."""
-    lowered = {path.stem.removeprefix("lowered_"): json.loads(path.read_text()) for path in RUNS.glob("lowered_*.json")}
+    # What was lowered in an environment with tensorflow-tpu stays until it is lowered again.
+    lowered = json.loads(RESULTS.read_text())["lowered"] if RESULTS.exists() else {}
+    lowered |= {
+        path.stem.removeprefix("lowered_"): json.loads(path.read_text()) for path in RUNS.glob("lowered_*.json")
+    }
     result = {
         "caption": CAPTION,
         "versions": {
@@ -136,7 +140,7 @@ def record(rows: dict, from_tensorflow: int) -> None:
             "compile_seconds": round(sum(row["compile_seconds"] for row in rows[False])),
             "most_of_memory": max(row["of_memory"] for row in rows[False]),
         },
-        "rows": rows[True],
+        "rows": sorted(rows[True], key=lambda row: (row["batch_size"], row["topology"])),
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -138,13 +137,17 @@ class BackupAndRestore(_keras.Callback):
 
     def _save(self) -> None:
         _keras.synchronize(self.model)
-        name = f"epoch-{self._finished}.weights.h5"
-        if not self._is_first_worker():
-            place = tempfile.mkdtemp()
-            self.model.save_weights(Path(place, name))
-            shutil.rmtree(place)
-            return
+        if self._is_first_worker():
+            self._keep()
+        else:
+            with tempfile.TemporaryDirectory() as place:
+                self.model.save_weights(Path(place, "unused.weights.h5"))
+        self._kept = self._finished
+
+    def _keep(self) -> None:
+        """Writes the backup of the last finished epoch, and then removes the one before."""
         older, optimizer = self._weights_files(), self.model.optimizer
+        name = f"epoch-{self._finished}.weights.h5"
         partial = self.folder / f"partial-{name}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,12 +169,11 @@ class BackupAndRestore(_keras.Callback):
         except (OSError, RuntimeError) as error:  # HDF5 raises either
             for path in self.folder.glob("partial-*"):
                 path.unlink()
-            kept = f"the backup of epoch {self._kept} is still there" if self._kept else "there is none from before"
+            kept = f"The backup of epoch {self._kept} is still there" if self._kept else "There is none from before"
             raise OSError(
                 f"The backup of epoch {self._finished} could not be written to folder='{self.folder}': {error}. "
-                f"{kept.capitalize()}. Make room and start again."
+                f"{kept}. Make room and start again."
             ) from error
-        self._kept = self._finished
         for path in older:
             if path.name != name:
                 path.unlink()

@@ -16,7 +16,7 @@ _PASSED, _FAILED = 0, 1  # exit codes of pytest; all others mean that the tests 
 
 
 def _copy(folder: Path) -> None:
-    for part in ("keras_lsb", "tests"):
+    for part in ("keras_lsb", "tests", "examples"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
 
