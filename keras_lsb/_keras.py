@@ -88,8 +88,9 @@ def column_sums(matrix):
 
 @functools.cache
 def _sums_by_products() -> bool:
+    # Logical devices: a TPU on another host is none of the physical ones.
     return tensorflow is not None and all(
-        device.device_type == "CPU" for device in tensorflow.config.list_physical_devices()
+        device.device_type == "CPU" for device in tensorflow.config.list_logical_devices()
     )
 
 

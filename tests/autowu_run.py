@@ -24,7 +24,7 @@ def data():
     x, y = np.tile(X, (REPEATS, 1)), np.tile(Y, REPEATS)
     if not TENSORFLOW:
         return {"x": x, "y": y, "batch_size": BATCH}
-    return {"x": dataset(x, y)}
+    return {"x": dataset(x, y, batch_size=BATCH)}
 
 
 def ready():

@@ -1,4 +1,4 @@
-"""AutoWU sees the same losses and decides the same on one device, on several, and in several processes."""
+"""AutoWU sees the same losses and decides the same on one device and on several."""
 
 import numpy as np
 import pytest
