@@ -168,7 +168,7 @@ def has_schedule(optimizer) -> bool:
 
 
 def learning_rate(optimizer) -> float:
-    """Learning rate of the next update."""
+    """The learning rate of an optimizer that has no schedule."""
     return float(read(innermost(optimizer).learning_rate))
 
 

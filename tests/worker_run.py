@@ -18,10 +18,10 @@ from keras_lsb.schedules import LEGW
 from keras_lsb.training import Microbatched
 from tests import autowu_run, registry
 from tests.microbatches import compiled
-from tests.noise_scale_problem import SMALL, START, dataset, network, trained
+from tests.noise_scale_problem import BATCH, SMALL, START, dataset, network, trained
 from tests.support import LEGACY, keras, to_numpy
 
-BATCH, EPOCHS, STEPS_PER_EPOCH = 64, 2, 3
+EPOCHS, STEPS_PER_EPOCH = 2, 3
 _random = np.random.default_rng(19)
 X = _random.normal(size=(BATCH * STEPS_PER_EPOCH, 5)).astype("float32")
 Y = (X[:, 0] > 0).astype("int32") + (X[:, 1] + 0.5 * _random.normal(size=len(X)) > 0)

@@ -23,9 +23,6 @@ from launchers import free_ports  # noqa: E402
 DEADLINE = 240.0  # seconds until all results must be there
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 TAIL = 3000  # characters of each log that an error shows
-# Below the ports from which connections are made: a worker that connects to one that does not listen yet could be given
-# its port.
-PORTS = range(20_000, 32_000)
 # One thread each: four workers on two cores would mostly wait for each other's threads.
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
