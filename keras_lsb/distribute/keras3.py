@@ -56,7 +56,7 @@ class _ActsOnTheSum:
             super()._backend_apply_gradients(grads, trainable_variables)
             return
         variables = [_keras.native(variable) for variable in trainable_variables]
-        pairs = self._sum_over_replicas(list(zip(grads, variables, strict=True)))
+        pairs = self._all_reduce_sum_gradients(list(zip(grads, variables, strict=True)))
         gradients = densify([gradient for gradient, _ in pairs])
         if self.gradient_accumulation_steps:
             self._update_at_last(gradients, trainable_variables, variables)
@@ -68,9 +68,6 @@ class _ActsOnTheSum:
             if self.ema_overwrite_frequency:
                 due = (self.iterations + 1) % self.ema_overwrite_frequency == 0
                 self._on_all_replicas(_overwrite, *self._averaged(), due)
-
-    def _sum_over_replicas(self, grads_and_vars):
-        return super()._all_reduce_sum_gradients(grads_and_vars)
 
     def _update_at_last(self, gradients, trainable_variables, variables):
         """Updates with the mean of the gradients since the last update if this is the last one of them."""

@@ -33,7 +33,7 @@ def in_replica_of_several() -> bool:
 
 def replicas_of(model) -> int:
     """Number of replicas that a model was created for."""
-    return 1 if _keras.tensorflow is None else model.distribute_strategy.num_replicas_in_sync
+    return getattr(strategy_of(model), "num_replicas_in_sync", 1)
 
 
 def sum_over_replicas(tensors: list) -> list:
@@ -111,8 +111,7 @@ def apply_summed(optimizer, gradients: list, variables: list) -> None:
         optimizer.apply_gradients(pairs)
 
 
-# Names of the method that sums: the package's own optimizers clip in Keras' method and sum in the first of the two.
-_SUMS = ("_sum_over_replicas", "_all_reduce_sum_gradients")
+_SUM = "_all_reduce_sum_gradients"  # the method of Keras 3 on TensorFlow that sums
 _depths = {}  # replicas trace in turns, so that several of them can be inside `_without_sum` at a time
 
 
@@ -120,16 +119,16 @@ _depths = {}  # replicas trace in turns, so that several of them can be inside `
 def _without_sum(optimizer):
     """Within it, the optimizer takes gradients as they are."""
     optimizer = _keras.innermost(optimizer)
-    name = next((name for name in _SUMS if hasattr(optimizer, name)), None)
+    if not hasattr(optimizer, _SUM):
+        yield
+        return
     key = id(optimizer)
-    if name is not None:
-        _depths[key] = _depths.get(key, 0) + 1
-        object.__setattr__(optimizer, name, list)
+    _depths[key] = _depths.get(key, 0) + 1
+    object.__setattr__(optimizer, _SUM, list)
     try:
         yield
     finally:
-        if name is not None:
-            _depths[key] -= 1
-            if _depths[key] == 0:
-                del _depths[key]
-                object.__delattr__(optimizer, name)
+        _depths[key] -= 1
+        if _depths[key] == 0:
+            del _depths[key]
+            object.__delattr__(optimizer, _SUM)

@@ -10,8 +10,8 @@ REPLICAS = (
     Mutant(
         "clip_before_the_sum",
         _KERAS3,
-        "pairs = self._sum_over_replicas(list(zip(grads, variables, strict=True)))",
-        "pairs = self._sum_over_replicas(list(zip(self._clip_gradients(grads), variables, strict=True)))",
+        "pairs = self._all_reduce_sum_gradients(list(zip(grads, variables, strict=True)))",
+        "pairs = self._all_reduce_sum_gradients(list(zip(self._clip_gradients(grads), variables, strict=True)))",
         ("test_replicas.py::test_custom_loop[lars-global_clipnorm-2]",),
     ),
     Mutant(
