@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
-def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def measure(
+    variants: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each call, `rounds` turns over all variants; the order reverses every other turn."""
     seconds = {name: [] for name in variants}
     for turn in range(rounds):
         for name in list(variants)[:: 1 if turn % 2 == 0 else -1]:
-            started = time.perf_counter()
+            started = clock()
             variants[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 
@@ -30,11 +32,13 @@ class Comparison(NamedTuple):
     seconds: float
 
 
-def compare(variant: Callable, baseline: Callable, again: Callable, rounds: int) -> Comparison:
+def compare(
+    variant: Callable, baseline: Callable, again: Callable, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> Comparison:
     """Ratio and null pair of three functions, of which the last two do the same; two rounds before are for tracing."""
     variants = {"variant": variant, "baseline": baseline, "again": again}
     measure(variants, 2)
-    seconds = measure(variants, rounds)
+    seconds = measure(variants, rounds, clock)
     return Comparison(
         round(ratio(seconds, "variant", "baseline"), 3),
         round(ratio(seconds, "again", "baseline"), 3),

@@ -6,6 +6,9 @@ Our optimizers against those that Keras users would pick instead, AutoWU against
 scale against plain training, each in whole steps of `fit`. Replicas are virtual devices of one process under
 MirroredStrategy, processes are workers on this machine under MultiWorkerMirroredStrategy. A baseline that runs twice
 is the null pair. Writes `benchmarks/results/scaling.json`, a row at a time: rows of other settings stay.
+
+Seconds are those of the processor, with one thread a process. On few cores virtual devices wait for each other, up to
+four times as long as they work, and how long differs between two models that do the same.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import interleaved
@@ -96,7 +100,7 @@ def measure(strategy, comparisons, batch_size: int, steps: int, rounds: int):
     for variant, baseline, goal in comparisons:
         makers = {"variant": made[variant], "baseline": made[baseline], "again": made[baseline]}
         functions = [training(strategy, make, batch_size, steps) for make in makers.values()]
-        found = interleaved.compare(*functions, rounds)
+        found = interleaved.compare(*functions, rounds, time.process_time)
         del functions
         tf.keras.backend.clear_session()
         yield {
@@ -158,7 +162,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--batch-size", type=int, default=BATCH, help="global")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process; 0 takes all")
     parser.add_argument("--quick", action="store_true", help="a small batch and few rounds, no record")
     parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
