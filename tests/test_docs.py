@@ -71,6 +71,11 @@ def test_the_pages_with_examples_are_found():
         ("keras_lsb.scaling.critical_batch", 3),
         ("keras_lsb.scaling.plan", 1),
         ("keras_lsb.schedules.legw", 2),
+        ("keras_lsb.topology.edge_colouring", 2),
+        ("keras_lsb.topology.fixed", 1),
+        ("keras_lsb.topology.graph", 1),
+        ("keras_lsb.topology.simulation", 5),
+        ("keras_lsb.topology.stability", 3),
     ],
 )
 def test_doctests(name, examples):

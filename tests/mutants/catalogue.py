@@ -1,6 +1,7 @@
 """The breaks: mistakes found in public implementations, and what blind tests elsewhere let pass."""
 
 from tests.mutants.autowu import AUTOWU
+from tests.mutants.decentlam import DECENTLAM
 from tests.mutants.mutant import Mutant
 from tests.mutants.replicas import REPLICAS
 
@@ -386,5 +387,6 @@ MUTANTS = (
         ("test_callbacks.py::test_batch_never_shrinks",),
     ),
     *AUTOWU,
+    *DECENTLAM,
     *REPLICAS,
 )
