@@ -7,9 +7,12 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from keras_lsb import _keras
 from keras_lsb._checks import whole
 from keras_lsb.distribute.agreement import from_all_workers
+from keras_lsb.distribute.nodes import local_nodes, node_count, read_nodes, write_nodes
 from keras_lsb.distribute.reduction import strategy_of, worker_index
 
 FORMAT = 1
@@ -24,6 +27,8 @@ class BackupAndRestore(_keras.Callback):
     a run that was interrupted ends as if it had not been, provided that its data come in the same order. It is written
     when the next epoch begins, after all callbacks have ended the last one, beside the previous backup, which is
     removed when the new one is complete: a full disk or a killed process costs no more than an epoch.
+
+    Of a decentralized training it also holds what each node has for itself, and needs as many nodes to go on.
 
     With several workers `folder` is on a file system that all of them see. All write, as TensorFlow requires of what is
     kept per replica; only what the first one has written is kept, and all read it.
@@ -72,7 +77,7 @@ class BackupAndRestore(_keras.Callback):
             if self._finished > self._kept:
                 self._save()
         elif self._is_first_worker():
-            for path in (self.folder / _RECORD, *self._weights_files()):
+            for path in (self.folder / _RECORD, *self._files_of_epochs()):
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty
                 self.folder.rmdir()
@@ -80,8 +85,8 @@ class BackupAndRestore(_keras.Callback):
     def _is_first_worker(self) -> bool:
         return worker_index(strategy_of(self.model)) == 0
 
-    def _weights_files(self):
-        return sorted(self.folder.glob("epoch-*.weights.h5"))
+    def _files_of_epochs(self):
+        return sorted([*self.folder.glob("epoch-*.weights.h5"), *self.folder.glob("epoch-*.node-*.npz")])
 
     def _record(self) -> dict | None:
         """What is known of the last backup, None if there is none."""
@@ -117,17 +122,38 @@ class BackupAndRestore(_keras.Callback):
                 )
 
     def _restore(self, record) -> None:
-        path = self.folder / record["weights"]
-        if not path.exists():
-            raise self._damaged(f"{path.name} is missing")
-        if _checksum(path) != record["sha256"]:
-            raise self._damaged(f"{path.name} is not what was written")
+        path, nodes = self.folder / record["weights"], record.get("nodes", [])
+        self._require_as_many_nodes(path, len(nodes))
+        paths = {node: self._node_file(record["epoch"], node) for node in local_nodes(self.model)}
+        self._require_undamaged(path, record["sha256"])
+        for node, own in paths.items():
+            self._require_undamaged(own, nodes[node])
         _keras.build_optimizer(self.model)
         _require_same_variables(self.folder, record["variables"], _variables(self.model))
         self.model.load_weights(path)
+        write_nodes(self.model, {node: _arrays(own) for node, own in paths.items()})
         if record["learning_rate"] is not None:  # which tf_keras leaves out of weights files
             _keras.set_learning_rate(self.model.optimizer, record["learning_rate"])
         _keras.begin_at(self.model, record["epoch"])
+
+    def _require_as_many_nodes(self, path: Path, saved: int) -> None:
+        present = node_count(self.model)
+        if saved != present:
+            raise ValueError(
+                f"The backup in folder='{self.folder}' is of {saved or 'no'} nodes, this training has "
+                f"{present or 'none'}. Use as many, or go on from their average: "
+                f"`model.load_weights({str(path)!r})` before `fit`, with another folder for backups. Nothing has been "
+                "changed."
+            )
+
+    def _require_undamaged(self, path: Path, checksum: str) -> None:
+        if not path.exists():
+            raise self._damaged(f"{path.name} is missing")
+        if _checksum(path) != checksum:
+            raise self._damaged(f"{path.name} is not what was written")
+
+    def _node_file(self, epoch: int, node: int) -> Path:
+        return self.folder / f"epoch-{epoch}.node-{node}.npz"
 
     def _damaged(self, what: str) -> ValueError:
         return ValueError(
@@ -137,16 +163,41 @@ class BackupAndRestore(_keras.Callback):
 
     def _save(self) -> None:
         _keras.synchronize(self.model)
+        nodes = self._keep_nodes()
         if self._is_first_worker():
-            self._keep()
+            self._keep(nodes)
         else:
             with tempfile.TemporaryDirectory() as place:
                 self.model.save_weights(Path(place, "unused.weights.h5"))
         self._kept = self._finished
 
-    def _keep(self) -> None:
+    def _keep_nodes(self) -> list[str]:
+        """Writes what the nodes in this process have for themselves; the checksums of all nodes' files, in order."""
+        if not node_count(self.model):
+            return []
+        found, problem = {}, None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for node, values in read_nodes(self.model).items():
+                path = self._node_file(self._finished, node)
+                with path.open("wb") as file:
+                    np.savez(file, *values)
+                    os.fsync(file.fileno())
+                found[str(node)] = _checksum(path)
+        except OSError as error:
+            problem = str(error)
+        everyone = from_all_workers(strategy_of(self.model), [found, problem])
+        for worker, (_, problem) in enumerate(everyone):
+            if problem is not None:
+                for node in found:
+                    self._node_file(self._finished, int(node)).unlink(missing_ok=True)
+                raise self._not_written(f"worker {worker}: {problem}")
+        checksums = {int(node): checksum for found, _ in everyone for node, checksum in found.items()}
+        return [checksums[node] for node in range(len(checksums))]
+
+    def _keep(self, nodes: list[str]) -> None:
         """Writes the backup of the last finished epoch, and then removes the one before."""
-        older, optimizer = self._weights_files(), self.model.optimizer
+        older, optimizer = self._files_of_epochs(), self.model.optimizer
         name = f"epoch-{self._finished}.weights.h5"
         partial = self.folder / f"partial-{name}"
         try:
@@ -161,6 +212,7 @@ class BackupAndRestore(_keras.Callback):
                 "learning_rate": None if _keras.has_schedule(optimizer) else _keras.learning_rate(optimizer),
                 "sha256": _checksum(partial),
                 "variables": _variables(self.model),
+                "nodes": nodes,
             }
             _put(partial, self.folder / name)
             text = self.folder / f"partial-{_RECORD}"
@@ -169,14 +221,17 @@ class BackupAndRestore(_keras.Callback):
         except (OSError, RuntimeError) as error:  # HDF5 raises either
             for path in self.folder.glob("partial-*"):
                 path.unlink()
-            kept = f"The backup of epoch {self._kept} is still there" if self._kept else "There is none from before"
-            raise OSError(
-                f"The backup of epoch {self._finished} could not be written to folder='{self.folder}': {error}. "
-                f"{kept}. Make room and start again."
-            ) from error
+            raise self._not_written(error) from error
         for path in older:
-            if path.name != name:
+            if not path.name.startswith(f"epoch-{self._finished}."):
                 path.unlink()
+
+    def _not_written(self, reason) -> OSError:
+        kept = f"The backup of epoch {self._kept} is still there" if self._kept else "There is none from before"
+        return OSError(
+            f"The backup of epoch {self._finished} could not be written to folder='{self.folder}': {reason}. "
+            f"{kept}. Make room and start again."
+        )
 
 
 def _require_room(path: Path, size: int) -> None:
@@ -189,6 +244,11 @@ def _require_room(path: Path, size: int) -> None:
                 file.write(bytes(size))
     finally:
         path.unlink(missing_ok=True)
+
+
+def _arrays(path: Path) -> list:
+    with np.load(path) as file:
+        return [file[f"arr_{index}"] for index in range(len(file.files))]
 
 
 def _put(partial: Path, path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Moving statistics of batch normalization that are the mean over the replicas wherever a model is read.
+"""Models are read as one, whatever their replicas have for themselves.
+
+Moving statistics of batch normalization are the mean over the replicas wherever a model is read.
 
 Each replica updates its own. What then evaluates, predicts or saves takes each replica's own (tf_keras, when it
 evaluates) or those of the first (Keras 3, when it saves). Importing the package has the methods below average first.
@@ -10,6 +12,7 @@ import functools
 import weakref
 
 from keras_lsb import _keras
+from keras_lsb.distribute.nodes import consensus, has_nodes
 from keras_lsb.distribute.reduction import in_replica_of_several
 
 READERS = ("evaluate", "predict", "save", "save_weights", "export", "get_weights")
@@ -20,7 +23,8 @@ def average_batch_statistics(model) -> None:
     """Replaces the moving statistics of batch normalization by their mean over the replicas of the model's strategy.
 
     `evaluate`, `predict`, `save`, `save_weights`, `export` and `get_weights` do so themselves. Layers that synchronize
-    their statistics in each step are left out. With several workers all of them have to call it, as for saving.
+    their statistics in each step are left out. With several workers all of them have to call it, as for saving. The
+    nodes of a decentralized training keep their own, and are averaged for the time of reading: see `consensus`.
     """
     if _keras.tensorflow is None or not hasattr(model, "distribute_strategy"):
         return
@@ -61,6 +65,9 @@ def average_before_reading() -> None:
 def _averaging_first(method):
     @functools.wraps(method)
     def averaging(model, *arguments, **keywords):
+        if has_nodes(model):
+            with consensus(model):
+                return method(model, *arguments, **keywords)
         average_batch_statistics(model)
         return method(model, *arguments, **keywords)
 

@@ -56,6 +56,19 @@ def strategy_of(model):
     return None if _keras.tensorflow is None else model.distribute_strategy
 
 
+def is_tpu(strategy) -> bool:
+    """Whether a strategy trains on the cores of TPUs."""
+    return isinstance(strategy, _keras.tensorflow.distribute.TPUStrategy)
+
+
+def local_copy(variable):
+    """This replica's own copy of a variable, which it may read and change for itself."""
+    variable = _keras.native(variable)
+    if not hasattr(type(variable), "_get_on_device_or_primary") or not hasattr(type(variable), "values"):
+        return variable
+    return variable._get_on_device_or_primary()
+
+
 def is_multi_worker(model) -> bool:
     """Whether a model is trained under a strategy for several processes, which read and save in step."""
     if _keras.tensorflow is None:
@@ -96,13 +109,22 @@ def logs_for_fit(results: dict, shared: dict) -> dict:
     strategy = _keras.tensorflow.distribute.get_strategy()
     if isinstance(strategy, _keras.tensorflow.distribute.MultiWorkerMirroredStrategy):
         results, shared = {}, {**results, **shared}
-    if not isinstance(strategy, _keras.tensorflow.distribute.TPUStrategy):
+    if not is_tpu(strategy):
         shared = {name: value / replica_count() for name, value in shared.items()}
     return {**results, **shared}
 
 
 def apply_summed(optimizer, gradients: list, variables: list) -> None:
-    """Applies gradients that are already summed over the replicas: clipping then sees the sum, with every optimizer."""
+    """Applies gradients that are already summed over the replicas: clipping then sees the sum, with every optimizer.
+
+    Raises:
+        ValueError: the optimizer is one of nodes, whose gradients are never summed.
+    """
+    if replica_count() > 1 and hasattr(_keras.innermost(optimizer), "node_variables"):
+        raise ValueError(
+            f"`Microbatched` sums gradients over all replicas, and {type(optimizer).__name__} never does: train the "
+            "model itself on several nodes"
+        )
     pairs = list(zip(gradients, variables, strict=True))
     if _keras.LEGACY:
         optimizer.apply_gradients(pairs, skip_gradients_aggregation=True)

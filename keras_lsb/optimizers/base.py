@@ -46,6 +46,9 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
 
     slot_names: tuple[str, ...] = ()
 
+    # Constructor arguments that select variables.
+    selections: tuple[str, ...] = ("exclude_from_weight_decay", "exclude_from_layer_adaptation")
+
     # Entries from which a compiled update of a variable is worth its launch; below, TensorFlow's own ops are faster.
     fuse_from: float = 16_384
 
@@ -129,7 +132,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
 
     def update_step(self, gradient, variable, learning_rate=None):
         """Updates one variable and its slots in place."""
-        index = self._index_dict[self._var_key(variable)] if _keras.LEGACY else self._get_variable_index(variable)
+        index = self.index_of(variable)
         arguments = {
             "weight_decay": self.weight_decay if self._decays[index] else 0.0,
             "adapt": self._adapts[index],
@@ -142,11 +145,15 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             update = self._compiled_update(shape, _keras.dtype_name(variables[0]), tuple(sorted(arguments.items())))
         else:
             update = functools.partial(self._update, arguments=arguments)
-        dtype = _compute_dtype(variable)
+        dtype = compute_dtype(variable)
         rate = ops.cast(self.learning_rate if learning_rate is None else learning_rate, dtype)
         # A sparse gradient that was summed over replicas has lost its static shape.
         gradient = ops.reshape(ops.cast(gradient, dtype), shape)
         update(gradient, rate, ops.cast(self.iterations, dtype) + 1, *variables)
+
+    def index_of(self, variable) -> int:
+        """Place of a variable among those that the optimizer was built with."""
+        return self._index_dict[self._var_key(variable)] if _keras.LEGACY else self._get_variable_index(variable)
 
     def summary(self) -> str:
         """A table of the variables: whether each is decayed and adapted. Known once the optimizer is built."""
@@ -163,11 +170,12 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         if _keras.LEGACY:
             rate = self._serialize_hyperparameter(self._learning_rate)
             config["learning_rate"] = rate if isinstance(rate, dict) else float(rate)
+        selected = (self._decay_exclusion, self._adaptation_exclusion)
+        own = dict(zip(RuleOptimizer.selections, map(serialize_selection, selected), strict=True))
         return {
             **config,
             "weight_decay": self.weight_decay,
-            "exclude_from_weight_decay": serialize_selection(self._decay_exclusion),
-            "exclude_from_layer_adaptation": serialize_selection(self._adaptation_exclusion),
+            **{name: own[name] for name in self.selections},
             "fused": self.fused,
             **self.hyperparameters(),
         }
@@ -175,12 +183,12 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for argument in ("exclude_from_weight_decay", "exclude_from_layer_adaptation"):
+        for argument in cls.selections:
             config[argument] = deserialize_selection(config.get(argument), custom_objects)
         return super().from_config(config, custom_objects=custom_objects)
 
     def _update(self, gradient, learning_rate, step, variable, *slots, arguments):
-        dtype = _compute_dtype(variable)
+        dtype = compute_dtype(variable)
         weight = ops.cast(variable, dtype)
         values = [ops.cast(slot, dtype) for slot in slots]
         change, *values = self.rule(weight, gradient, *values, learning_rate=learning_rate, step=step, **arguments)
@@ -205,7 +213,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         """Does nothing: decay is part of the rule. The base class would decay in a pass of its own."""
 
     def _add_slot(self, variable, name):
-        dtype = _compute_dtype(variable)
+        dtype = compute_dtype(variable)
         if _keras.dtype_name(variable) == dtype:
             return self.add_variable_from_reference(variable, name)
         slot_name = f"{VariablePath(variable).replace('/', '_')}_{name}"
@@ -219,6 +227,6 @@ class _Untracked:
         self.functions = {}
 
 
-def _compute_dtype(variable) -> str:
+def compute_dtype(variable) -> str:
     """float64 for float64 variables, float32 for all others: norms and moments overflow in half precision."""
     return "float64" if _keras.dtype_name(variable) == "float64" else "float32"

@@ -1,0 +1,124 @@
+"""Updates of optimizers whose replicas are nodes: each changes its own weights, with an exchange in between."""
+
+import functools
+
+from keras_lsb import _keras
+from keras_lsb.distribute.node_scope import current_exchange
+from keras_lsb.distribute.reduction import densify, in_replica_of_several, local_copy, replica_count
+
+tf = _keras.tensorflow
+
+
+class UpdatesNodes:
+    """Mixin for optimizers: on several replicas gradients are not summed, and each replica updates its own weights.
+
+    A subclass defines `require_topology`, `prepared`, `message` and `finish`. A single replica updates as any other
+    optimizer of the package does.
+    """
+
+    def require_topology(self, topology) -> None:
+        """Raises a ValueError if this optimizer cannot train on a topology."""
+        raise NotImplementedError
+
+    def prepared(self, gradient, variable) -> tuple:
+        """(weight, gradient with weight decay, slot variables) of a node's copy of a variable, in one float type."""
+        raise NotImplementedError
+
+    def message(self, weight, gradient, *slots):
+        """What the node sends."""
+        raise NotImplementedError
+
+    def finish(self, gradient, *slots, disagreement):
+        """(what to subtract from the weight, *new slots)."""
+        raise NotImplementedError
+
+    def build(self, variables):
+        super().build(variables)
+        self._node_weights = functools.partial(list, variables)  # a list would be tracked as the optimizer's own
+        exchange = current_exchange(self)
+        if exchange is not None:
+            self._require_exchange(exchange)
+
+    def node_variables(self) -> list:
+        """The variables of which each node has values of its own: weights and slots; none before the first step."""
+        slots = getattr(self, "_slots", {})
+        return [*getattr(self, "_node_weights", list)(), *(slot for name in slots for slot in slots[name])]
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        """Keras 3: all of an update but the count of steps."""
+        exchange = self._exchange_of_step()
+        if exchange is None:
+            super()._backend_apply_gradients(grads, trainable_variables)
+        else:
+            self._update_node(exchange, self._clip_gradients(own_gradients(grads)), trainable_variables)
+
+    def aggregate_gradients(self, grads_and_vars):
+        """tf_keras: what the gradients of the replicas become before they are clipped."""
+        if self._exchange_of_step() is None:
+            return super().aggregate_gradients(grads_and_vars)
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        return list(zip(own_gradients(gradients), variables, strict=True))
+
+    def _internal_apply_gradients(self, grads_and_vars):
+        """tf_keras: the update of clipped gradients and of the count of steps."""
+        exchange = self._exchange_of_step()
+        if exchange is None:
+            return super()._internal_apply_gradients(grads_and_vars)
+        self._update_node(exchange, *zip(*grads_and_vars, strict=True))
+        return self.iterations.assign_add(1)
+
+    def _exchange_of_step(self):
+        exchange = current_exchange(self)
+        if exchange is not None and not in_replica_of_several():
+            raise ValueError(
+                f"{type(self).__name__} must be applied by each replica for itself. It cannot be inside of "
+                "LossScaleOptimizer, which updates all at once: use mixed_bfloat16, which needs no loss scale"
+            )
+        return exchange
+
+    def _require_exchange(self, exchange) -> None:
+        for name in ("use_ema", "gradient_accumulation_steps"):
+            if getattr(self, name, None):
+                raise ValueError(
+                    f"{type(self).__name__} has no `{name}` on several nodes. Received: {name}={getattr(self, name)!r}"
+                )
+        self.require_topology(exchange.topology)
+
+    def _update_node(self, exchange, gradients, variables) -> None:
+        """Makes the node's message, exchanges it, and updates the node's weights and slots in place."""
+        self._require_exchange(exchange)
+        prepared = [self.prepared(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
+        messages = [self.message(weight, gradient, *slots) for weight, gradient, slots in prepared]
+        with tf.control_dependencies(messages):  # all nodes have read their weights before any changes
+            disagreements = self._disagreements(exchange, messages)
+        for variable, (_, gradient, slots), disagreement in zip(variables, prepared, disagreements, strict=True):
+            step, *values = self.finish(gradient, *slots, disagreement=disagreement)
+            self._assign_to_node(variable, step, values)
+
+    def _disagreements(self, exchange, messages) -> list:
+        """What `Exchange.disagreement` says of each variable; all travel as one vector."""
+        dtype = max((message.dtype for message in messages), key=lambda dtype: dtype.size)
+        flat = tf.concat([tf.reshape(tf.cast(message, dtype), [-1]) for message in messages], 0)
+        step = local_copy(self.iterations)
+        mixed = exchange.disagreement(flat, step)
+        parts = tf.split(mixed, [message.shape.num_elements() for message in messages])
+        return [
+            tf.reshape(tf.cast(part, message.dtype), message.shape)
+            for part, message in zip(parts, messages, strict=True)
+        ]
+
+    def _assign_to_node(self, variable, step, values) -> None:
+        index = self.index_of(variable)
+        for name, value in zip(self.slot_names, values, strict=True):
+            slot = local_copy(self._slots[name][index])
+            slot.assign(tf.cast(value, slot.dtype))
+        weight = local_copy(variable)
+        if weight.dtype == step.dtype:
+            weight.assign_sub(step)
+        else:
+            weight.assign(tf.cast(tf.cast(weight, step.dtype) - step, weight.dtype))
+
+
+def own_gradients(gradients) -> list:
+    """Gradients of the mean loss of each node's own examples: Keras divides losses by the number of replicas."""
+    return [None if gradient is None else gradient * replica_count() for gradient in densify(gradients)]

@@ -1,0 +1,77 @@
+"""What DecentLaM and DmSGD share as Keras optimizers."""
+
+from keras_lsb._checks import decay_rate
+from keras_lsb._keras import ops
+from keras_lsb.distribute.node_updates import UpdatesNodes
+from keras_lsb.distribute.reduction import local_copy
+from keras_lsb.optimizers.base import RuleOptimizer, compute_dtype
+from keras_lsb.optimizers.exclusions import Exclusion
+
+
+class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
+    """Momentum SGD of nodes that exchange with their neighbours; a subclass names the rule.
+
+    The rule is `message_rule`, which makes what a node sends, and `finish_rule`, which makes a step of what it gets.
+    """
+
+    slot_names = ("displacement",)
+    selections = ("exclude_from_weight_decay",)
+
+    def __init__(
+        self,
+        learning_rate=0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        exclude_from_weight_decay: Exclusion = None,
+        name: str | None = None,
+        **kwargs,
+    ):
+        for argument in ("fused", "exclude_from_layer_adaptation"):
+            if argument in kwargs:
+                raise ValueError(
+                    f"{type(self).__name__} has no argument {argument!r}. Received: {argument}={kwargs[argument]!r}"
+                )
+        name = name or type(self).__name__
+        # A compiled update rounds otherwise than Keras' SGD does.
+        super().__init__(learning_rate, weight_decay, exclude_from_weight_decay, [], name, fused=False, **kwargs)
+        self.momentum = decay_rate("momentum", momentum)
+
+    @staticmethod
+    def message_rule(weight, gradient, displacement, *, learning_rate, momentum):
+        """The message of `keras_lsb.rules` for this method."""
+        raise NotImplementedError
+
+    @staticmethod
+    def finish_rule(gradient, displacement, disagreement, *, learning_rate, momentum):
+        """The update of `keras_lsb.rules` for this method."""
+        raise NotImplementedError
+
+    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+        gradient = gradient + weight_decay * weight if weight_decay else gradient
+        return self.finish_rule(gradient, *slots, 0.0, learning_rate=learning_rate, momentum=self.momentum)
+
+    def hyperparameters(self):
+        return {"momentum": self.momentum}
+
+    def get_config(self):
+        config = super().get_config()
+        del config["fused"]
+        return config
+
+    def prepared(self, gradient, variable):
+        index, dtype = self.index_of(variable), compute_dtype(variable)
+        weight = ops.cast(local_copy(variable), dtype)
+        gradient = ops.cast(gradient, dtype)
+        if self._decays[index] and self.weight_decay:
+            gradient = gradient + self.weight_decay * weight
+        slots = [ops.cast(local_copy(self._slots[name][index]), dtype) for name in self.slot_names]
+        return weight, gradient, slots
+
+    def message(self, weight, gradient, *slots):
+        return self.message_rule(weight, gradient, *slots, **self._settings(gradient))
+
+    def finish(self, gradient, *slots, disagreement):
+        return self.finish_rule(gradient, *slots, disagreement, **self._settings(gradient))
+
+    def _settings(self, gradient) -> dict:
+        return {"learning_rate": ops.cast(self.learning_rate, gradient.dtype), "momentum": self.momentum}

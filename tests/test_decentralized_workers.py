@@ -1,0 +1,97 @@
+"""Workers as nodes: four processes train as the formulas say, eight go on without a hang, and a lost one is named."""
+
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests import decentralized_problem as problem
+from tests import workers
+from tests.support import assert_close, tensorflow_only
+
+pytestmark = [pytest.mark.workers, tensorflow_only("tf.distribute.MultiWorkerMirroredStrategy")]
+
+SAME = 5e-6
+CASES = [f"{name}_{method}" for name in problem.TOPOLOGIES for method in problem.METHODS]
+
+
+def expected(case) -> np.ndarray:
+    if case in ("clipped", "buckets"):
+        graph, arguments = {"clipped": ("ring", {"setting": "clipped"}), "buckets": ("path", {})}[case]
+        return problem.by_hand(problem.TOPOLOGIES[graph](problem.NODES), **arguments)
+    name, method = case.rsplit("_", 1)
+    return problem.by_hand(problem.TOPOLOGIES[name](problem.NODES), method)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nodes")
+    return workers.run("tests.decentralized_run", "train", folder / "saved", workers=problem.NODES, folder=folder)
+
+
+@pytest.mark.parametrize("case", [*CASES, "clipped", "buckets"])
+def test_every_worker_has_the_weights_of_its_node(trained, case):
+    assert_close([worker[case] for worker in trained], expected(case), SAME)
+
+
+def test_saving_takes_the_average_and_leaves_each_node_its_own(trained):
+    mean = expected("buckets").mean(0)
+    for worker in trained:
+        assert_close(worker["saved"], mean, SAME)
+        assert worker["after"] == worker["buckets"]
+    nodes = expected("buckets")
+    distance = np.sum((nodes - mean) ** 2) / (problem.NODES * np.sum(mean**2))
+    assert [worker["distance"] for worker in trained] == pytest.approx([distance] * problem.NODES, rel=1e-3)
+
+
+def test_evaluation_is_of_the_average(trained):
+    mean = expected("buckets").mean(0)
+    error = problem.X.astype("float64") @ mean[:-1] + mean[-1] - problem.Y
+    for worker in trained:
+        assert worker["evaluate"] == pytest.approx(np.mean(error**2), rel=1e-5)
+
+
+def test_workers_with_other_topologies_are_told(trained):
+    for worker in trained:
+        assert worker["disagreeing"].startswith("ValueError: ")
+        assert "topology.name: 'path(4)' on worker 0, 'ring(4)' on worker 1" in worker["disagreeing"]
+
+
+def steps_of(folder, index) -> list[int]:
+    path = folder / f"steps-{index}"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def start_long(folder):
+    return workers.start("tests.decentralized_run", "long", folder, workers=8, folder=folder / "logs")
+
+
+def test_eight_workers_survive_the_loss_of_one(tmp_path):
+    """A thousand steps, of which one is broken: all others stop with the edge in the message, and the run resumes."""
+    folder, lost = tmp_path / "killed", 3
+    folder.mkdir()
+    with start_long(folder) as cluster:
+        while not (done := steps_of(folder, lost)) or done[-1] < 250:
+            assert not cluster.ended(), cluster.log(0)
+            time.sleep(0.05)
+        killed = time.monotonic()
+        cluster.kill(lost)
+        statuses = cluster.wait()
+        assert time.monotonic() - killed < 60
+        assert statuses == [-signal.SIGKILL if index == lost else 3 for index in range(8)]
+        for index in sorted({*range(8)} - {lost}):
+            near = "|".join(str((index + side) % 8) for side in (-1, 1))
+            pattern = (
+                rf"NeighbourLostError: Node {index} has lost a neighbour at step \d+: edge \({index}, ({near})\) of "
+            )
+            assert re.search(pattern, cluster.output(index)), cluster.output(index)
+    with start_long(folder) as cluster:
+        resumed = cluster.results()
+    assert [worker["steps"] for worker in resumed] == [1000] * 8
+    assert steps_of(folder, 0)[-1] == 999
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    with start_long(whole) as cluster:
+        assert cluster.results() == resumed
