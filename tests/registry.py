@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from keras_lsb.optimizers import LAMB, LARS, AdamP
+from keras_lsb.optimizers import LAMB, LARS, AdamP, DecentLaM, DmSGD
 from keras_lsb.schedules import LEGW, AutoWU, LinearWarmup
 from tests.reference.adamp import adamp_step
 from tests.reference.lamb import lamb_step
@@ -35,6 +35,8 @@ OPTIMIZERS = {
             "channel_axes": {"depthwise": (-2, -1), "embeddings$": (0,)},
         },
     ),
+    "decentlam": (DecentLaM, {"learning_rate": 0.125, "weight_decay": 0.1}),
+    "dmsgd": (DmSGD, {"learning_rate": 0.125, "momentum": 0.5}),
 }
 CLASSES = ("lars", "lamb", "adamp")  # one entry per class, for tests that train a model
 
@@ -132,6 +134,10 @@ def transcribed_step(name: str, weight, gradient, slots, number: int, rate: floa
         weight, *slots = lamb_step(
             weight, gradient, *slots, number, decay_excluded=plain, adaptation_excluded=plain, **arguments
         )
+    elif cls in (DecentLaM, DmSGD):
+        decay = 0.0 if plain else arguments.get("weight_decay", 0.0)
+        displacement = arguments.get("momentum", 0.9) * slots[0] + rate * (gradient + decay * weight)
+        weight, slots = weight - displacement, [displacement]
     else:
         axes = arguments.pop("channel_axes", {})
         arguments["channel_axes"] = next((value for key, value in axes.items() if key.strip("$") in path), (-1,))

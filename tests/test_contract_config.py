@@ -23,7 +23,10 @@ def first_axis(path):
 
 @every_optimizer
 def test_config_round_trip(name):
-    optimizer = registry.make(name, exclude_from_weight_decay=["bias$", "gamma"], exclude_from_layer_adaptation=[])
+    selections = dict.fromkeys(registry.OPTIMIZERS[name][0].selections, []) | {
+        "exclude_from_weight_decay": ["bias$", "gamma"]
+    }
+    optimizer = registry.make(name, **selections)
     json.dumps(optimizer.get_config(), default=float)
     restored = [
         type(optimizer).from_config(optimizer.get_config()),

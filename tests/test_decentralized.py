@@ -346,9 +346,9 @@ def test_config(cls):
     config = json.loads(json.dumps(optimizer.get_config()))
     again = cls.from_config(config)
     assert again.get_config() == optimizer.get_config()
-    assert {"fused", "exclude_from_layer_adaptation", "nesterov"}.isdisjoint(config)
+    assert {"exclude_from_layer_adaptation", "nesterov"}.isdisjoint(config)
     assert (again.momentum, again.weight_decay) == (0.75, 0.5)
-    for name in ("fused", "nesterov", "exclude_from_layer_adaptation"):
+    for name in ("nesterov", "exclude_from_layer_adaptation"):
         with pytest.raises(ValueError, match=f"has no argument '{name}'"):
             cls(0.1, **{name: True})
 

@@ -24,8 +24,9 @@ class DecentLaM(DecentralizedOptimizer):
         exclude_from_weight_decay: patterns searched in the variable's path, or a predicate of the path. None excludes
             biases and normalization parameters, [] nothing.
         name: name of the optimizer.
-        **kwargs: Keras' own: clipnorm, clipvalue, global_clipnorm, which clip each node's gradient before the exchange.
-            `use_ema` and `gradient_accumulation_steps` work on one replica only.
+        **kwargs: Keras' own: clipnorm, clipvalue, global_clipnorm, which clip each node's gradient before the exchange;
+            `use_ema` and `gradient_accumulation_steps` work on one replica only. `fused=True` compiles the update of
+            large variables on one replica, which then rounds otherwise than Keras' SGD.
 
     Raises:
         ValueError: an argument out of range; when it is built, a topology on which the nodes would drift apart at this

@@ -26,14 +26,14 @@ class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
         name: str | None = None,
         **kwargs,
     ):
-        for argument in ("fused", "exclude_from_layer_adaptation"):
-            if argument in kwargs:
-                raise ValueError(
-                    f"{type(self).__name__} has no argument {argument!r}. Received: {argument}={kwargs[argument]!r}"
-                )
+        if "exclude_from_layer_adaptation" in kwargs:
+            raise ValueError(
+                f"{type(self).__name__} adapts no layers and has no argument 'exclude_from_layer_adaptation'. "
+                f"Received: exclude_from_layer_adaptation={kwargs['exclude_from_layer_adaptation']!r}"
+            )
+        arguments = {"fused": False, **kwargs}  # a compiled update rounds otherwise than Keras' SGD does
         name = name or type(self).__name__
-        # A compiled update rounds otherwise than Keras' SGD does.
-        super().__init__(learning_rate, weight_decay, exclude_from_weight_decay, [], name, fused=False, **kwargs)
+        super().__init__(learning_rate, weight_decay, exclude_from_weight_decay, [], name, **arguments)
         self.momentum = decay_rate("momentum", momentum)
 
     @staticmethod
@@ -52,11 +52,6 @@ class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
 
     def hyperparameters(self):
         return {"momentum": self.momentum}
-
-    def get_config(self):
-        config = super().get_config()
-        del config["fused"]
-        return config
 
     def prepared(self, gradient, variable):
         index, dtype = self.index_of(variable), compute_dtype(variable)

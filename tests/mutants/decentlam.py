@@ -12,6 +12,9 @@ _RULE, _GRAPH, _FIXED, _SCHEDULES = (
 _COLOURING, _SPECTRUM, _STABILITY = "topology/edge_colouring.py", "topology/spectrum.py", "topology/stability.py"
 _SIMULATION = "topology/simulation.py"
 
+_EXCHANGE, _NODES, _UPDATES = "distribute/exchange.py", "distribute/nodes.py", "distribute/node_updates.py"
+_TRAINED = "test_decentralized.py::test_every_node_has_the_weights_of_the_formulas[{}-DecentLaM]"
+
 DECENTLAM = (
     Mutant(
         "decentlam_disagreement_outside_the_momentum",
@@ -152,5 +155,68 @@ DECENTLAM = (
         '_same_shape("gradients", gradients(weights, step), weights) + weight_decay * weights',
         '_same_shape("gradients", gradients(weights, step), weights)',
         ("test_simulation.py::test_weight_decay_and_schedule_enter_as_in_the_transcription",),
+    ),
+    Mutant(
+        "gradients_of_nodes_divided_by_their_number",
+        _UPDATES,
+        "gradient * replica_count() for gradient",
+        "gradient for gradient",
+        (_TRAINED.format("ring"),),
+    ),
+    Mutant(
+        "gradients_of_nodes_summed",
+        _UPDATES,
+        "        exchange = self._exchange_of_step()\n        if exchange is None:\n            super()._backend",
+        "        exchange = None\n        if exchange is None:\n            super()._backend",
+        (_TRAINED.format("ring"),),
+    ),
+    Mutant(
+        "schedule_stands_still",
+        _EXCHANGE,
+        "phase = tf.cast(step, tf.int64) % self.topology.period",
+        "phase = tf.cast(step, tf.int64) * 0",
+        (_TRAINED.format("ring_matchings"),),
+    ),
+    Mutant(
+        "partner_gets_what_was_not_rounded",
+        _EXCHANGE,
+        "self._mix(sent, tf.cast(sent, message.dtype), phase)",
+        "self._mix(sent, message, phase)",
+        ("test_exchange.py::test_rounded_messages_cancel",),
+    ),
+    Mutant(
+        "pairs_of_a_tpu_summed_over_all",
+        _EXCHANGE,
+        "group_assignment=groups",
+        "group_assignment=[[node for group in groups for node in group]]",
+        ("test_exchange.py::test_on_a_tpu_the_pairs_of_a_matching_are_summed_together[ring]",),
+    ),
+    Mutant(
+        "message_that_is_not_finite_is_sent",
+        _EXCHANGE,
+        "tf.reduce_all(tf.math.is_finite(message))",
+        "tf.reduce_any(tf.math.is_finite(message))",
+        ("test_exchange.py::test_a_message_that_is_not_finite_is_not_sent",),
+    ),
+    Mutant(
+        "nodes_keep_the_average_after_reading",
+        _NODES,
+        "        nodes.put_back(own)\n",
+        "        pass\n",
+        ("test_decentralized.py::test_an_error_while_reading_gives_the_nodes_their_weights_back",),
+    ),
+    Mutant(
+        "nodes_resume_from_the_average",
+        "callbacks/backup.py",
+        "        write_nodes(self.model, {node: _arrays(own) for node, own in paths.items()})\n",
+        "",
+        ("test_decentralized.py::test_resumed_nodes_go_on_with_their_own_weights",),
+    ),
+    Mutant(
+        "first_row_is_always_the_partner",
+        _EXCHANGE,
+        "tf.where(own_is_first, rows[1, 1:], rows[0, 1:])",
+        "rows[0, 1:]",
+        ("test_decentralized_workers.py::test_every_worker_has_the_weights_of_its_node[path_DecentLaM]",),
     ),
 )

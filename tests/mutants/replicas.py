@@ -66,7 +66,7 @@ REPLICAS = (
     Mutant(
         "damaged_backup_is_loaded",
         _BACKUP,
-        'if _checksum(path) != record["sha256"]:',
+        "if _checksum(path) != checksum:",
         "if False:",
         ("test_backup.py::test_damaged_weights_are_refused_and_left_alone[flipped]",),
     ),
@@ -87,8 +87,8 @@ REPLICAS = (
     Mutant(
         "older_backup_goes_first",
         _BACKUP,
-        "        older, optimizer = self._weights_files(), self.model.optimizer\n",
-        "        older, optimizer = self._weights_files(), self.model.optimizer\n"
+        "        older, optimizer = self._files_of_epochs(), self.model.optimizer\n",
+        "        older, optimizer = self._files_of_epochs(), self.model.optimizer\n"
         "        [path.unlink() for path in older]\n        older = []\n",
         ("test_backup.py::test_full_disk_loses_nothing",),
     ),
