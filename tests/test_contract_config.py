@@ -23,9 +23,8 @@ def first_axis(path):
 
 @every_optimizer
 def test_config_round_trip(name):
-    selections = dict.fromkeys(registry.OPTIMIZERS[name][0].selections, []) | {
-        "exclude_from_weight_decay": ["bias$", "gamma"]
-    }
+    selections = {selection: [] for selection in registry.OPTIMIZERS[name][0].selections}
+    selections["exclude_from_weight_decay"] = ["bias$", "gamma"]
     optimizer = registry.make(name, **selections)
     json.dumps(optimizer.get_config(), default=float)
     restored = [
