@@ -20,6 +20,7 @@ TOPOLOGIES = {
     "complete": topology.complete,
     "ring_matchings": topology.ring_matchings,
     "path": topology.path,
+    "path_matchings": topology.path_matchings,
 }
 METHODS = {"DecentLaM": DecentLaM, "DmSGD": DmSGD}
 # What a case changes: arguments of the optimizer.

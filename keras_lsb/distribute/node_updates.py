@@ -24,11 +24,11 @@ class UpdatesNodes:
         """(weight, gradient with weight decay, slot variables) of a node's copy of a variable, in one float type."""
         raise NotImplementedError
 
-    def message(self, weight, gradient, *slots):
+    def message(self, weight, gradient, *slots, learning_rate):
         """What the node sends."""
         raise NotImplementedError
 
-    def finish(self, gradient, *slots, disagreement):
+    def finish(self, gradient, *slots, disagreement, learning_rate):
         """(what to subtract from the weight, *new slots)."""
         raise NotImplementedError
 
@@ -88,11 +88,18 @@ class UpdatesNodes:
         """Makes the node's message, exchanges it, and updates the node's weights and slots in place."""
         self._require_exchange(exchange)
         prepared = [self.prepared(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
-        messages = [self.message(weight, gradient, *slots) for weight, gradient, slots in prepared]
+        rate = self.learning_rate
+        rates = [tf.cast(rate, weight.dtype) for weight, _, _ in prepared]
+        messages = [
+            self.message(weight, gradient, *slots, learning_rate=rate)
+            for (weight, gradient, slots), rate in zip(prepared, rates, strict=True)
+        ]
         with tf.control_dependencies(messages):  # all nodes have read their weights before any changes
             disagreements = self._disagreements(exchange, messages)
-        for variable, (_, gradient, slots), disagreement in zip(variables, prepared, disagreements, strict=True):
-            step, *values = self.finish(gradient, *slots, disagreement=disagreement)
+        for variable, (_, gradient, slots), disagreement, rate in zip(
+            variables, prepared, disagreements, rates, strict=True
+        ):
+            step, *values = self.finish(gradient, *slots, disagreement=disagreement, learning_rate=rate)
             self._assign_to_node(variable, step, values)
 
     def _disagreements(self, exchange, messages) -> list:

@@ -62,11 +62,9 @@ class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
         slots = [ops.cast(local_copy(self._slots[name][index]), dtype) for name in self.slot_names]
         return weight, gradient, slots
 
-    def message(self, weight, gradient, *slots):
-        return self.message_rule(weight, gradient, *slots, **self._settings(gradient))
+    def message(self, weight, gradient, *slots, learning_rate):
+        return self.message_rule(weight, gradient, *slots, learning_rate=learning_rate, momentum=self.momentum)
 
-    def finish(self, gradient, *slots, disagreement):
-        return self.finish_rule(gradient, *slots, disagreement, **self._settings(gradient))
-
-    def _settings(self, gradient) -> dict:
-        return {"learning_rate": ops.cast(self.learning_rate, gradient.dtype), "momentum": self.momentum}
+    def finish(self, gradient, *slots, disagreement, learning_rate):
+        settings = {"learning_rate": learning_rate, "momentum": self.momentum}
+        return self.finish_rule(gradient, *slots, disagreement, **settings)
