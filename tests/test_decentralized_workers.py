@@ -1,5 +1,6 @@
 """Workers as nodes: four processes train as the formulas say, eight go on without a hang, and a lost one is named."""
 
+import os
 import re
 import signal
 import time
@@ -14,6 +15,7 @@ from tests.support import assert_close, tensorflow_only
 pytestmark = [pytest.mark.workers, tensorflow_only("tf.distribute.MultiWorkerMirroredStrategy")]
 
 SAME = 5e-6
+TIMEOUT = 10.0  # seconds of `decentralized_run`
 CASES = [f"{name}_{method}" for name in problem.TOPOLOGIES for method in problem.METHODS]
 
 
@@ -64,18 +66,35 @@ def steps_of(folder, index) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def start_long(folder):
-    return workers.start("tests.decentralized_run", "long", folder, workers=8, folder=folder / "logs")
+def start_long(folder, count=8):
+    folder.mkdir(exist_ok=True)
+    return workers.start("tests.decentralized_run", "long", folder, workers=count, folder=folder / "logs")
+
+
+def wait_for_step(cluster, folder, index, step) -> None:
+    while not (done := steps_of(folder, index)) or done[-1] < step:
+        assert not cluster.ended(), cluster.log(0)
+        time.sleep(0.05)
+
+
+def test_a_neighbour_that_hangs_is_given_up_in_time(tmp_path):
+    with start_long(tmp_path / "stopped", 2) as cluster:
+        wait_for_step(cluster, tmp_path / "stopped", 1, 20)
+        os.killpg(cluster.processes[1].pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        while not cluster.ended():
+            assert time.monotonic() - stopped < TIMEOUT + 30
+            time.sleep(0.1)
+        assert time.monotonic() - stopped > TIMEOUT / 2
+        assert "NeighbourLostError: Node 0 has lost a neighbour" in cluster.output(0)
+        assert "edge (0, 1) of ring_matchings(2) did not exchange within 10 s" in cluster.output(0)
 
 
 def test_eight_workers_survive_the_loss_of_one(tmp_path):
     """A thousand steps, of which one is broken: all others stop with the edge in the message, and the run resumes."""
     folder, lost = tmp_path / "killed", 3
-    folder.mkdir()
     with start_long(folder) as cluster:
-        while not (done := steps_of(folder, lost)) or done[-1] < 250:
-            assert not cluster.ended(), cluster.log(0)
-            time.sleep(0.05)
+        wait_for_step(cluster, folder, lost, 250)
         killed = time.monotonic()
         cluster.kill(lost)
         statuses = cluster.wait()
@@ -91,7 +110,5 @@ def test_eight_workers_survive_the_loss_of_one(tmp_path):
         resumed = cluster.results()
     assert [worker["steps"] for worker in resumed] == [1000] * 8
     assert steps_of(folder, 0)[-1] == 999
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    with start_long(whole) as cluster:
+    with start_long(tmp_path / "whole") as cluster:
         assert cluster.results() == resumed

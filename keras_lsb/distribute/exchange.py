@@ -9,6 +9,9 @@ import abc
 import functools
 import importlib
 import itertools
+import threading
+import time
+import weakref
 
 import numpy as np
 
@@ -17,7 +20,9 @@ from keras_lsb.distribute.reduction import is_tpu, worker_count, worker_index
 from keras_lsb.topology import Topology
 
 tf = _keras.tensorflow
+eager_context = None if tf is None else importlib.import_module("tensorflow.python.eager.context")
 
+TIMED_OUT = "keras_lsb: an exchange has timed out"
 NOT_FINITE = "a message is not finite, of node and step"
 OPERATION = "exchange_in_matching_"  # begins the names of collectives, which errors report
 
@@ -100,7 +105,7 @@ class InProcess(Exchange):
 
 
 class Pairwise(Exchange):
-    """Nodes are workers, and each edge is a collective of two.
+    """Nodes are workers, and both ends of an edge broadcast to each other.
 
     The matchings of a step are exchanged one after the other: no node waits for a partner who waits for a third.
 
@@ -114,6 +119,7 @@ class Pairwise(Exchange):
         super().__init__(topology, message_dtype)
         self.node, self.timeout = node, timeout
         self._entries = max(1, bucket // tf.as_dtype(message_dtype).size)
+        self._watch = Watch(timeout)
 
     def _mix(self, sent, rounded, phase):
         partners, weights = (
@@ -121,45 +127,93 @@ class Pairwise(Exchange):
         )
         layout = sent.shape[0], sent.dtype, self._entries
         first_key = _INSTANCES + _BUCKETS * _layouts.setdefault(layout, len(_layouts))
-        total = tf.zeros_like(rounded)
+        with tf.control_dependencies([self._watch.begin(sent)]):
+            total = tf.zeros_like(rounded)
         for matching in range(partners.shape[1]):
             partner = _at(partners[:, matching].astype("int32"), phase)
             weight = tf.cast(_at(weights[:, matching], phase), rounded.dtype)
 
             def exchanged(partner=partner, weight=weight, total=total, matching=matching):
                 with tf.control_dependencies([total]):
-                    received = self._exchange(sent, partner, first_key, f"{OPERATION}{matching}")
-                return total + weight * (rounded - tf.cast(received, rounded.dtype))
+                    found = self._differences(sent, rounded, partner, first_key, f"{OPERATION}{matching}")
+                return total + weight * found
 
             is_idle = partners[:, matching] == self.node
             if not is_idle.any():
                 total = exchanged()
             elif not is_idle.all():
                 total = tf.cond(tf.equal(partner, self.node), lambda total=total: total, exchanged)
-        return total
+        with tf.control_dependencies([self._watch.end(total)]):
+            return tf.identity(total)
 
-    def _exchange(self, message, partner, key, name):
-        """The partner's message."""
-        size, entries = int(message.shape[0]), self._entries
-        parts = [message[start : start + entries] for start in range(0, size, entries)]
-        received = [self._exchange_bucket(part, partner, key + number, name) for number, part in enumerate(parts)]
-        return received[0] if len(received) == 1 else tf.concat(received, 0)
+    def _differences(self, sent, rounded, partner, key, name):
+        """The node's message without its partner's, bucket by bucket: what is in small pieces stays in the cache."""
+        buckets = []
+        for number, start in enumerate(range(0, int(sent.shape[0]), self._entries)):
+            part = slice(start, start + self._entries)
+            received = self._exchange(sent[part], partner, key + 2 * number, name)
+            buckets.append(rounded[part] - tf.cast(received, rounded.dtype))
+        return buckets[0] if len(buckets) == 1 else tf.concat(buckets, 0)
 
-    def _exchange_bucket(self, part, partner, key, name):
+    def _exchange(self, part, partner, key, name):
+        """The partner's bucket. Each direction of an edge has a key of its own."""
         low, high = tf.minimum(partner, self.node), tf.maximum(partner, self.node)
-        # TensorFlow orders a group by the names of devices, which put 10 before 2: a row says whose it is.
-        is_low = tf.cast(tf.fill([1, 1], tf.equal(low, self.node)), part.dtype)
-        rows = tf.raw_ops.CollectiveGatherV2(
-            input=tf.concat([is_low, part[None]], 1),
-            group_size=2,
-            group_key=_GROUPS + low * self.topology.nodes + high,
-            instance_key=key,
-            ordering_token=[],
-            timeout_seconds=self.timeout,
-            name=name,
+        is_low = tf.cast(tf.equal(low, self.node), tf.int32)
+        # No timeout: TensorFlow keeps two threads asleep for as long as it is, for each collective.
+        group = {"group_size": 2, "group_key": _GROUPS + low * self.topology.nodes + high, "timeout_seconds": 0.0}
+        on_wire = tf.bitcast(part, tf.float16) if part.dtype == tf.bfloat16 else part  # broadcasts know no bfloat16
+        sent = tf.raw_ops.CollectiveBcastSendV2(input=on_wire, instance_key=key + is_low, name=f"{name}_send", **group)
+        received = tf.raw_ops.CollectiveBcastRecvV2(
+            T=on_wire.dtype, shape=on_wire.shape, instance_key=key + 1 - is_low, name=name, **group
         )
-        own_is_first = tf.equal(rows[0, 0], is_low[0, 0])
-        return tf.ensure_shape(tf.where(own_is_first, rows[1, 1:], rows[0, 1:]), part.shape)
+        with tf.control_dependencies([sent]):
+            return tf.bitcast(tf.ensure_shape(received, part.shape), part.dtype)
+
+
+class Watch:
+    """Ends collectives that take too long, from a thread of its own.
+
+    Args:
+        timeout: seconds between `begin` and `end` in a graph.
+    """
+
+    def __init__(self, timeout: float):
+        self._timeout, self._thread = timeout, None
+        with tf.device("CPU:0"):
+            self._begun = tf.Variable(0.0, trainable=False, dtype=tf.float64)  # when, 0 while nothing is on its way
+
+    def begin(self, after):
+        """An operation that starts the time once the tensor `after` is there."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=_end_late, args=(weakref.ref(self),), daemon=True)
+            self._thread.start()
+        with tf.control_dependencies([after]):
+            return self._begun.assign(tf.timestamp(), read_value=False)
+
+    def end(self, after):
+        """An operation that stops the time once the tensor `after` is there."""
+        with tf.control_dependencies([after]):
+            return self._begun.assign(0.0, read_value=False)
+
+    def is_late(self) -> bool:
+        """Whether an exchange has begun so long ago and not ended."""
+        begun = float(self._begun.numpy())
+        return begun > 0 and time.time() - begun > self._timeout
+
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        return min(1.0, self._timeout / 10)
+
+
+def _end_late(reference) -> None:
+    while (watch := reference()) is not None:
+        if watch.is_late():
+            text = f"{TIMED_OUT}: no answer from a neighbour for {watch._timeout:g} s"
+            eager_context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, text)
+            return
+        pause = watch.pause()
+        del watch  # or it would live as long as this thread
+        time.sleep(pause)
 
 
 class GroupedSums(Exchange):

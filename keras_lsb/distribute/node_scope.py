@@ -20,7 +20,7 @@ class NeighbourLostError(RuntimeError):
 
 
 @contextlib.contextmanager
-def decentralized(strategy, topology, *, message_dtype="float32", timeout: float = 120.0, bucket: int = 2**24):
+def decentralized(strategy, topology, *, message_dtype="float32", timeout: float = 120.0, bucket: int = 2**22):
     """The scope of a strategy whose replicas are the nodes of a topology; use it in place of `strategy.scope()`.
 
         with distribute.decentralized(tf.distribute.MirroredStrategy(), topology.ring(4)):
