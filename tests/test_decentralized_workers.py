@@ -1,9 +1,16 @@
-"""Workers as nodes: four processes train as the formulas say, eight go on without a hang, and a lost one is named."""
+"""Workers as nodes: they train as the formulas say, go on for a thousand steps, and name a neighbour that is lost.
 
+`python -m tests.test_decentralized_workers --workers 8` loses one of eight.
+"""
+
+import argparse
+import json
 import os
 import re
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +73,7 @@ def steps_of(folder, index) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def start_long(folder, count=8):
+def start_long(folder, count):
     folder.mkdir(exist_ok=True)
     return workers.start("tests.decentralized_run", "long", folder, workers=count, folder=folder / "logs")
 
@@ -90,25 +97,42 @@ def test_a_neighbour_that_hangs_is_given_up_in_time(tmp_path):
         assert "edge (0, 1) of ring_matchings(2) did not exchange within 10 s" in cluster.output(0)
 
 
-def test_eight_workers_survive_the_loss_of_one(tmp_path):
+def check_loss(folder, count: int) -> None:
     """A thousand steps, of which one is broken: all others stop with the edge in the message, and the run resumes."""
-    folder, lost = tmp_path / "killed", 3
-    with start_long(folder) as cluster:
-        wait_for_step(cluster, folder, lost, 250)
-        killed = time.monotonic()
+    killed, lost = folder / "killed", count // 2
+    with start_long(killed, count) as cluster:
+        wait_for_step(cluster, killed, lost, 250)
+        begin = time.monotonic()
         cluster.kill(lost)
         statuses = cluster.wait()
-        assert time.monotonic() - killed < 60
-        assert statuses == [-signal.SIGKILL if index == lost else 3 for index in range(8)]
-        for index in sorted({*range(8)} - {lost}):
-            near = "|".join(str((index + side) % 8) for side in (-1, 1))
+        assert time.monotonic() - begin < 60
+        assert statuses == [-signal.SIGKILL if index == lost else 3 for index in range(count)]
+        for index in sorted({*range(count)} - {lost}):
+            near = "|".join(str((index + side) % count) for side in (-1, 1))
             pattern = (
                 rf"NeighbourLostError: Node {index} has lost a neighbour at step \d+: edge \({index}, ({near})\) of "
             )
             assert re.search(pattern, cluster.output(index)), cluster.output(index)
-    with start_long(folder) as cluster:
+    with start_long(killed, count) as cluster:
         resumed = cluster.results()
-    assert [worker["steps"] for worker in resumed] == [1000] * 8
-    assert steps_of(folder, 0)[-1] == 999
-    with start_long(tmp_path / "whole") as cluster:
+    assert [worker["steps"] for worker in resumed] == [1000] * count
+    assert steps_of(killed, 0)[-1] == 999
+    with start_long(folder / "whole", count) as cluster:
         assert cluster.results() == resumed
+
+
+def test_workers_survive_the_loss_of_one(tmp_path):
+    check_loss(tmp_path, 4)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=8)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        check_loss(Path(folder), arguments.workers)
+    print(json.dumps({"workers": arguments.workers, "steps": 1000, "resumed": "with the same weights on every node"}))
+
+
+if __name__ == "__main__":
+    main()
