@@ -77,20 +77,22 @@ def is_chief(resolver) -> bool:
     return resolver.task_type == "chief" or (resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs)
 
 
-def run_local(script: str, flags: list[str], workers: int, folder: Path) -> None:
+def run_local(script: str, flags: list[str], workers: int, folder: Path, hosts: list | None = None) -> None:
     """Runs `script` in one process for each worker, on this machine's CPU; prints what the chief prints.
 
     What worker i prints goes to worker-i.out in `folder`, its errors and warnings to worker-i.err. When a worker fails,
-    the others are ended.
+    the others are ended. `hosts` has the address of each worker and the words before a command that run it there, such
+    as ("10.0.0.1:2222", ["ip", "netns", "exec", "a"]); by default they share this machine's network.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     folder.mkdir(parents=True, exist_ok=True)
     outputs = [folder / f"worker-{index}.out" for index in range(workers)]
-    addresses = [f"localhost:{port}" for port in free_ports(workers)]
+    hosts = hosts or [(f"localhost:{port}", []) for port in free_ports(workers)]
+    addresses = [address for address, _ in hosts]
     processes = []
     try:
-        for index, output in enumerate(outputs):
-            processes.append(_start(script, flags, addresses, index, output))
+        for index, (output, (_, prefix)) in enumerate(zip(outputs, hosts, strict=True)):
+            processes.append(_start([*prefix, sys.executable, script, *flags], addresses, index, output))
             print(f"worker {index}: process {processes[-1].pid}, output in {output}", flush=True)
         with outputs[0].open() as chief:
             while any(process.poll() is None for process in processes):
@@ -106,12 +108,12 @@ def run_local(script: str, flags: list[str], workers: int, folder: Path) -> None
             process.wait()
 
 
-def _start(script: str, flags: list[str], addresses: list[str], index: int, output: Path):
+def _start(command: list[str], addresses: list[str], index: int, output: Path):
     config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
     environment |= {"TF_CONFIG": json.dumps(config), "CUDA_VISIBLE_DEVICES": "-1", "PYTHONUNBUFFERED": "1"}
     with output.open("w") as out, output.with_suffix(".err").open("w") as err:
-        return subprocess.Popen([sys.executable, script, *flags], env=environment, stdout=out, stderr=err)
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=err)
 
 
 def _stop_on_failure(processes: list, outputs: list[Path]) -> None:

@@ -213,10 +213,10 @@ DECENTLAM = (
         ("test_decentralized.py::test_resumed_nodes_go_on_with_their_own_weights",),
     ),
     Mutant(
-        "first_row_is_always_the_partner",
+        "workers_forget_the_weight_of_an_edge",
         _EXCHANGE,
-        "tf.where(own_is_first, rows[1, 1:], rows[0, 1:])",
-        "rows[0, 1:]",
+        "return total + weight * found",
+        "return total + found",
         ("test_decentralized_workers.py::test_every_worker_has_the_weights_of_its_node[path_DecentLaM]",),
     ),
 )
