@@ -7,8 +7,9 @@ scale against plain training, each in whole steps of `fit`. Replicas are virtual
 MirroredStrategy, processes are workers on this machine under MultiWorkerMirroredStrategy. A baseline that runs twice
 is the null pair. Writes `benchmarks/results/scaling.json`, a row at a time: rows of other settings stay.
 
-Seconds are those of the processor, with one thread a process. On few cores virtual devices wait for each other, up to
-four times as long as they work, and how long differs between two models that do the same.
+Seconds are those of the processor, with one thread a process. With virtual devices `fit` waits for the threads of its
+input pipeline, one for each device, up to four times as long as it works; how long differs between two models that do
+the same.
 """
 
 import argparse
