@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_lsb import _keras, callbacks, distribute, topology
 from keras_lsb.distribute.nodes import consensus_distance, read_nodes
 from tests import decentralized_problem as problem
-from tests.support import keras
+from tests.support import error_of, keras
 
 CASES = {
     **{f"{name}_{method}": (name, {"method": method}, {}) for name in problem.TOPOLOGIES for method in problem.METHODS},
@@ -58,15 +58,6 @@ def train(strategy, folder: Path) -> dict:
 def _enter(strategy, graph) -> None:
     with distribute.decentralized(strategy, graph(problem.NODES)):
         pass
-
-
-def error_of(function) -> str:
-    """The error that a call ends in, empty where it does not."""
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 class Journal(keras.callbacks.Callback):

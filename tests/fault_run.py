@@ -17,7 +17,7 @@ from keras_lsb import _keras, callbacks, distribute, schedules
 from keras_lsb.optimizers import LAMB
 from tests.microbatches import compiled, microbatched, small_model
 from tests.noise_scale_problem import X, Y, dataset
-from tests.support import keras, to_numpy
+from tests.support import error_of, keras, to_numpy
 
 BATCH, EPOCHS = 32, 6
 STEPS = len(X) // BATCH
@@ -71,15 +71,6 @@ def train(folder: Path) -> dict:
         ],
     )
     return json.loads(json.dumps(journal.state(), default=str))
-
-
-def error_of(function) -> str:
-    """The error that a call ends in, empty where it does not."""
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def fit_with(batch_size=BATCH, seed=7, epochs=1, **settings):

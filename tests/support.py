@@ -60,6 +60,15 @@ def apply(optimizer, gradients, variables):
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
 
+def error_of(function) -> str:
+    """The error that a call ends in, empty where it does not."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def slots(optimizer, name: str) -> list[np.ndarray]:
     """The slots of one name, in the order of the variables."""
     return [to_numpy(slot) for slot in optimizer._slots[name]]
