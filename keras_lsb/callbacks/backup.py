@@ -175,7 +175,7 @@ class BackupAndRestore(_keras.Callback):
         """Writes what the nodes in this process have for themselves; the checksums of all nodes' files, in order."""
         if not node_count(self.model):
             return []
-        found, problem = {}, None
+        found, problem = [], None  # [node, checksum] of each
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for node, values in read_nodes(self.model).items():
@@ -183,17 +183,16 @@ class BackupAndRestore(_keras.Callback):
                 with path.open("wb") as file:
                     np.savez(file, *values)
                     os.fsync(file.fileno())
-                found[str(node)] = _checksum(path)
+                found.append([node, _checksum(path)])
         except OSError as error:
             problem = str(error)
         everyone = from_all_workers(strategy_of(self.model), [found, problem])
         for worker, (_, problem) in enumerate(everyone):
             if problem is not None:
-                for node in found:
-                    self._node_file(self._finished, int(node)).unlink(missing_ok=True)
+                for node in local_nodes(self.model):
+                    self._node_file(self._finished, node).unlink(missing_ok=True)
                 raise self._not_written(f"worker {worker}: {problem}")
-        checksums = {int(node): checksum for found, _ in everyone for node, checksum in found.items()}
-        return [checksums[node] for node in range(len(checksums))]
+        return [checksum for _, checksum in sorted(pair for found, _ in everyone for pair in found)]
 
     def _keep(self, nodes: list[str]) -> None:
         """Writes the backup of the last finished epoch, and then removes the one before."""

@@ -1,5 +1,6 @@
 """Updates of optimizers whose replicas are nodes: each changes its own weights, with an exchange in between."""
 
+import abc
 import functools
 
 from keras_lsb import _keras
@@ -9,28 +10,28 @@ from keras_lsb.distribute.reduction import densify, in_replica_of_several, local
 tf = _keras.tensorflow
 
 
-class UpdatesNodes:
+class UpdatesNodes(abc.ABC):
     """Mixin for optimizers: on several replicas gradients are not summed, and each replica updates its own weights.
 
     A subclass defines `require_topology`, `prepared`, `message` and `finish`. A single replica updates as any other
     optimizer of the package does.
     """
 
+    @abc.abstractmethod
     def require_topology(self, topology) -> None:
         """Raises a ValueError if this optimizer cannot train on a topology."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prepared(self, gradient, variable) -> tuple:
         """(weight, gradient with weight decay, slot variables) of a node's copy of a variable, in one float type."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def message(self, weight, gradient, *slots, learning_rate):
         """What the node sends."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finish(self, gradient, *slots, disagreement, learning_rate):
         """(what to subtract from the weight, *new slots)."""
-        raise NotImplementedError
 
     def build(self, variables):
         super().build(variables)
@@ -94,8 +95,7 @@ class UpdatesNodes:
             self.message(weight, gradient, *slots, learning_rate=rate)
             for (weight, gradient, slots), rate in zip(prepared, rates, strict=True)
         ]
-        with tf.control_dependencies(messages):  # all nodes have read their weights before any changes
-            disagreements = self._disagreements(exchange, messages)
+        disagreements = self._disagreements(exchange, messages)
         for variable, (_, gradient, slots), disagreement, rate in zip(
             variables, prepared, disagreements, rates, strict=True
         ):

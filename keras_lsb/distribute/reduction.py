@@ -64,9 +64,7 @@ def is_tpu(strategy) -> bool:
 def local_copy(variable):
     """This replica's own copy of a variable, which it may read and change for itself."""
     variable = _keras.native(variable)
-    if not hasattr(type(variable), "_get_on_device_or_primary") or not hasattr(type(variable), "values"):
-        return variable
-    return variable._get_on_device_or_primary()
+    return variable._get_on_device_or_primary() if hasattr(type(variable), "_get_on_device_or_primary") else variable
 
 
 def is_multi_worker(model) -> bool:

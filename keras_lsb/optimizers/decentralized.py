@@ -1,5 +1,7 @@
 """What DecentLaM and DmSGD share as Keras optimizers."""
 
+from collections.abc import Callable
+
 from keras_lsb._checks import decay_rate
 from keras_lsb._keras import ops
 from keras_lsb.distribute.node_updates import UpdatesNodes
@@ -11,9 +13,12 @@ from keras_lsb.optimizers.exclusions import Exclusion
 class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
     """Momentum SGD of nodes that exchange with their neighbours; a subclass names the rule.
 
-    The rule is `message_rule`, which makes what a node sends, and `finish_rule`, which makes a step of what it gets.
+    The rule is `message_rule`, which makes what a node sends, and `finish_rule`, which makes a step of what it gets: two
+    functions of `keras_lsb.rules`.
     """
 
+    message_rule: Callable
+    finish_rule: Callable
     slot_names = ("displacement",)
     selections = ("exclude_from_weight_decay",)
 
@@ -36,18 +41,8 @@ class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
         super().__init__(learning_rate, weight_decay, exclude_from_weight_decay, [], name, **arguments)
         self.momentum = decay_rate("momentum", momentum)
 
-    @staticmethod
-    def message_rule(weight, gradient, displacement, *, learning_rate, momentum):
-        """The message of `keras_lsb.rules` for this method."""
-        raise NotImplementedError
-
-    @staticmethod
-    def finish_rule(gradient, displacement, disagreement, *, learning_rate, momentum):
-        """The update of `keras_lsb.rules` for this method."""
-        raise NotImplementedError
-
     def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
-        gradient = gradient + weight_decay * weight if weight_decay else gradient
+        gradient = _decayed(gradient, weight, weight_decay)
         return self.finish_rule(gradient, *slots, 0.0, learning_rate=learning_rate, momentum=self.momentum)
 
     def hyperparameters(self):
@@ -56,9 +51,7 @@ class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
     def prepared(self, gradient, variable):
         index, dtype = self.index_of(variable), compute_dtype(variable)
         weight = ops.cast(local_copy(variable), dtype)
-        gradient = ops.cast(gradient, dtype)
-        if self._decays[index] and self.weight_decay:
-            gradient = gradient + self.weight_decay * weight
+        gradient = _decayed(ops.cast(gradient, dtype), weight, self.weight_decay if self._decays[index] else 0.0)
         slots = [ops.cast(local_copy(self._slots[name][index]), dtype) for name in self.slot_names]
         return weight, gradient, slots
 
@@ -68,3 +61,7 @@ class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
     def finish(self, gradient, *slots, disagreement, learning_rate):
         settings = {"learning_rate": learning_rate, "momentum": self.momentum}
         return self.finish_rule(gradient, *slots, disagreement, **settings)
+
+
+def _decayed(gradient, weight, weight_decay: float):
+    return gradient + weight_decay * weight if weight_decay else gradient

@@ -5,6 +5,7 @@ DecentLaM has the consensus inside its momentum. At a small learning rate one st
 -1 < lambda <= 1 and every momentum below 1. Schedules and asymmetric matrices can make it diverge.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -49,6 +50,7 @@ def growth(topology: Topology | np.ndarray | Sequence[np.ndarray], momentum: flo
     return max(momentum, averaging_growth(matrices)) if len(matrices[0]) > 1 else 0.0
 
 
+@functools.lru_cache(typed=True)  # each replica asks when it is traced
 def require_stable(topology: Topology, momentum: float, method: str = "DecentLaM") -> None:
     """Raises a ValueError if the method makes the nodes drift apart on the topology, with what would work instead.
 
