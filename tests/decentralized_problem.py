@@ -25,6 +25,13 @@ TOPOLOGIES = {
 METHODS = {"DecentLaM": DecentLaM, "DmSGD": DmSGD}
 # What a case changes: arguments of the optimizer.
 SETTINGS = {"plain": {}, "decay": {"weight_decay": DECAY}, "clipped": {"global_clipnorm": CLIP}}
+# What workers train: topology, method and setting, options of the scope.
+CASES = {
+    **{f"{name}_{method}": (name, {"method": method}, {}) for name in TOPOLOGIES for method in METHODS},
+    "clipped": ("ring", {"setting": "clipped"}, {}),
+    "buckets": ("path", {}, {"bucket": 8}),  # two numbers at a time
+}
+TIMEOUT = 10.0  # seconds that a worker waits for a neighbour in the long training
 
 
 def rate(step):

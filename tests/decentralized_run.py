@@ -18,13 +18,7 @@ from keras_lsb.distribute.nodes import consensus_distance, read_nodes
 from tests import decentralized_problem as problem
 from tests.support import error_of, keras
 
-CASES = {
-    **{f"{name}_{method}": (name, {"method": method}, {}) for name in problem.TOPOLOGIES for method in problem.METHODS},
-    "clipped": ("ring", {"setting": "clipped"}, {}),
-    "buckets": ("path", {}, {"bucket": 8}),  # two numbers at a time
-}
 EPOCHS, STEPS_PER_EPOCH = 10, 100
-TIMEOUT = 10.0  # seconds for a neighbour in `long`
 
 
 def own_weights(model) -> list:
@@ -35,7 +29,7 @@ def own_weights(model) -> list:
 def train(strategy, folder: Path) -> dict:
     """Weights of this worker's node in every case, and what one of the models is to its reader."""
     found = {}
-    for name, (graph, changes, options) in CASES.items():
+    for name, (graph, changes, options) in problem.CASES.items():
         changes = dict(changes)
         arguments = problem.SETTINGS[changes.pop("setting", "plain")]
         model = problem.train(
@@ -78,7 +72,7 @@ class Journal(keras.callbacks.Callback):
 def long(strategy, folder: Path) -> dict:
     """A thousand steps on the alternating matchings, or what is left of them."""
     nodes = strategy.num_replicas_in_sync
-    with distribute.decentralized(strategy, topology.ring_matchings(nodes), timeout=TIMEOUT):
+    with distribute.decentralized(strategy, topology.ring_matchings(nodes), timeout=problem.TIMEOUT):
         model = problem.network()
         model.compile(problem.DecentLaM(0.01, momentum=problem.MOMENTUM), "mse")
     x, y = (np.resize(array, (nodes * 8, array.shape[-1])) for array in (problem.X, problem.Y[..., None]))

@@ -25,6 +25,7 @@ from tests.decentralized_problem import (
     train,
 )
 from tests.support import TENSORFLOW, assert_close, keras, keras3_only, tensorflow_only, to_numpy
+from tests.test_backup import Stop, StopIn
 from tests.test_replicas import mirrored
 
 if TENSORFLOW:
@@ -97,28 +98,6 @@ def test_complete_graph_is_momentum_sgd_on_the_mean_gradient():
 def test_learning_rate_zero_moves_nothing():
     model = train(mirrored(NODES), topology.ring(NODES), learning_rate=0.0, steps=5)
     np.testing.assert_array_equal(weights_of_nodes(model), np.tile(flat(START), (NODES, 1)))
-
-
-def test_bfloat16_messages_leave_the_mean_alone():
-    """What two nodes give each other cancels, whatever rounding does to it."""
-    graph = topology.ring(NODES)
-    exchange = distribute.exchange.InProcess(graph, "bfloat16")
-    strategy = mirrored(NODES)
-    messages = np.random.default_rng(5).normal(size=(NODES, 301)).astype("float32")
-
-    @tf.function
-    def mixed(message):
-        return strategy.run(lambda z: exchange.disagreement(z, tf.constant(0)), args=(message,))
-
-    def of_node(context):
-        return tf.constant(messages[context.replica_id_in_sync_group])
-
-    shares = strategy.experimental_distribute_values_from_function(of_node)
-    found = np.stack([value.numpy() for value in strategy.experimental_local_results(mixed(shares))])
-    rounded = tf.cast(tf.cast(messages, "bfloat16"), "float32").numpy().astype("float64")
-    assert_close(found, rounded - graph.matrix() @ rounded, 1e-6)
-    assert_close(found.sum(0), 0, 1e-6)
-    assert exchange.bytes_per_step(301) == 2 * 2 * 301
 
 
 def normalized_network(rate=0.02):
@@ -210,23 +189,6 @@ def test_consensus_callback_needs_nodes():
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="decentralized"):
         fit(model, callbacks=[callbacks.Consensus()])
-
-
-class Stop(Exception):
-    """Stands for whatever ends a process."""
-
-
-class StopIn(keras.callbacks.Callback):
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.present = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.present, batch) == (self.epoch, 1):
-            raise Stop
 
 
 def made_for(nodes, seed=3, graph=topology.ring):

@@ -22,16 +22,11 @@ from tests.support import assert_close, tensorflow_only
 pytestmark = [pytest.mark.workers, tensorflow_only("tf.distribute.MultiWorkerMirroredStrategy")]
 
 SAME = 5e-6
-TIMEOUT = 10.0  # seconds of `decentralized_run`
-CASES = [f"{name}_{method}" for name in problem.TOPOLOGIES for method in problem.METHODS]
 
 
 def expected(case) -> np.ndarray:
-    if case in ("clipped", "buckets"):
-        graph, arguments = {"clipped": ("ring", {"setting": "clipped"}), "buckets": ("path", {})}[case]
-        return problem.by_hand(problem.TOPOLOGIES[graph](problem.NODES), **arguments)
-    name, method = case.rsplit("_", 1)
-    return problem.by_hand(problem.TOPOLOGIES[name](problem.NODES), method)
+    name, arguments, _ = problem.CASES[case]
+    return problem.by_hand(problem.TOPOLOGIES[name](problem.NODES), **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,7 @@ def trained(tmp_path_factory):
     return workers.run("tests.decentralized_run", "train", folder / "saved", workers=problem.NODES, folder=folder)
 
 
-@pytest.mark.parametrize("case", [*CASES, "clipped", "buckets"])
+@pytest.mark.parametrize("case", problem.CASES)
 def test_every_worker_has_the_weights_of_its_node(trained, case):
     assert_close([worker[case] for worker in trained], expected(case), SAME)
 
@@ -90,9 +85,9 @@ def test_a_neighbour_that_hangs_is_given_up_in_time(tmp_path):
         os.killpg(cluster.processes[1].pid, signal.SIGSTOP)
         stopped = time.monotonic()
         while not cluster.ended():
-            assert time.monotonic() - stopped < TIMEOUT + 30
+            assert time.monotonic() - stopped < problem.TIMEOUT + 30
             time.sleep(0.1)
-        assert time.monotonic() - stopped > TIMEOUT / 2
+        assert time.monotonic() - stopped > problem.TIMEOUT / 2
         assert "NeighbourLostError: Node 0 has lost a neighbour" in cluster.output(0)
         assert "edge (0, 1) of ring_matchings(2) did not exchange within 10 s" in cluster.output(0)
 

@@ -56,9 +56,11 @@ def test_rounded_messages_cancel():
     """What two nodes give each other has the sum 0, whatever rounding does to it."""
     graph = topology.ring(4)
     rounded = tf.cast(tf.cast(MESSAGES, "bfloat16"), "float32").numpy().astype("float64")
-    found = exchanged(InProcess(graph, "bfloat16"), 0)
+    exchange = InProcess(graph, "bfloat16")
+    found = exchanged(exchange, 0)
     assert_close(found, rounded - graph.matrix() @ rounded, 1e-6)
     assert_close(found.sum(0), 0, 1e-6)
+    assert exchange.bytes_per_step(301) == 2 * 2 * 301
 
 
 def test_nodes_that_agree_have_no_disagreement():
