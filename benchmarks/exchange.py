@@ -21,6 +21,7 @@ from pathlib import Path
 import interleaved
 import links
 import numpy as np
+import records
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent / "examples"))
@@ -31,6 +32,7 @@ import launchers  # noqa: E402
 RESULTS = ROOT / "results" / "exchange.json"
 FLOATS, FEW_FLOATS = 25_000_000, 10_000
 GOAL = 1.5  # ratio of the ring's matchings at 25M float32 on shaped links
+SETTING = ("network", "workers", "floats", "message_dtype", "exchange", "bucket")
 NETWORKS = ("shaped", "unshaped")
 _BASELINE, _AGAIN = "all-reduce", "again"
 _DISTINCT = 10_007  # numbers of a vector, before they repeat; a prime, so that no bucket looks like another
@@ -199,18 +201,7 @@ def compare(arguments, network: links.Network | None) -> None:
             if row["error"] > _TOLERANCE:
                 sys.exit(f"The disagreement is not that of the formula: off by {row['error']:g}")
             if not arguments.quick:
-                record(row)
-
-
-def record(row: dict) -> None:
-    """Puts a row into the results in place of that of the same setting."""
-
-    def key(row):
-        return [row[name] for name in ("network", "workers", "floats", "message_dtype", "exchange", "bucket")]
-
-    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    merged = [*(other for other in kept if key(other) != key(row)), row]
-    RESULTS.write_text(json.dumps({"versions": common.versions(), "rows": merged}, indent=1) + "\n")
+                records.keep(RESULTS, [row], SETTING, common.versions())
 
 
 def main() -> None:

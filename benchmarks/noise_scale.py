@@ -89,12 +89,8 @@ def main() -> None:
     memory = {str(count): round(peak_memory(count)) for count in (1, 16)}
     print("peak memory in MB by microbatches:", memory, flush=True)
     rounds, steps = (3, 1) if arguments.quick else (11, 2)
-    devices = [tf.config.LogicalDeviceConfiguration()] * REPLICAS
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
-    strategy = tf.distribute.MirroredStrategy(
-        [f"CPU:{index}" for index in range(REPLICAS)],
-        tf.distribute.ReductionToOneDevice(),  # collectives on virtual devices take one of two times, by chance
-    )
+    common.set_virtual_devices(REPLICAS)
+    strategy = common.mirrored(REPLICAS)
 
     def microbatched(model):
         return Microbatched(model, MICROBATCHES)

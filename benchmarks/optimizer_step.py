@@ -13,7 +13,6 @@ LAMB needs 10 where Adam needs 7.
 
 import argparse
 import functools
-import json
 import os
 import platform
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import interleaved
 import numpy as np
+import records
 import tensorflow as tf
 
 import keras_lsb
@@ -152,13 +152,7 @@ def record(rows: list[dict], target: Path) -> None:
         "cores": os.cpu_count(),
     }
 
-    def key(row):
-        return row["mode"], row["variant"], row["baseline"]
-
-    kept = json.loads(target.read_text())["rows"] if target.exists() else []
-    new = {key(row) for row in rows}
-    rows = [row for row in kept if key(row) not in new] + rows
-    target.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    records.keep(target, rows, ("mode", "variant", "baseline"), versions)
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ the same.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import interleaved
 import numpy as np
+import records
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent / "examples"))
@@ -32,6 +32,7 @@ import common  # noqa: E402
 import launchers  # noqa: E402
 
 RESULTS = ROOT / "results" / "scaling.json"
+SETTING = ("keras", "replicas", "processes", "batch_size", "variant", "baseline")
 BATCH, SHAPE, STEPS = 1024, (32, 32, 3), 2  # steps of one call of `fit`
 RATE = 1e-6  # so that all train the same network: one that has died takes another time
 
@@ -126,11 +127,8 @@ def run(arguments) -> None:
         distribute.enable_multi_worker_fit()
         reports = launchers.is_chief(strategy.cluster_resolver)
     else:
-        cpu, count = tf.config.list_physical_devices("CPU")[0], arguments.run
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-        devices = [f"CPU:{index}" for index in range(count)]
-        strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
-        kind, reports = "replicas", True
+        common.set_virtual_devices(arguments.run)
+        strategy, kind, reports = common.mirrored(arguments.run), "replicas", True
     comparisons = [comparison for comparison in COMPARISONS if comparison[0] in arguments.variants]
     settings = {"keras": common.flavour(), "replicas": None, "processes": None, kind: strategy.num_replicas_in_sync}
     for row in measure(strategy, comparisons, arguments.batch_size, STEPS, arguments.rounds):
@@ -140,19 +138,12 @@ def run(arguments) -> None:
         if reports:
             print(row, flush=True)
             if not arguments.quick:
-                record(row)
+                records.keep(RESULTS, [row], SETTING, common.versions(), order)
 
 
-def record(row: dict) -> None:
-    """Puts a row into the results in place of that of the same setting."""
-
-    def key(row):
-        return [row[name] for name in ("keras", "replicas", "processes", "batch_size", "variant", "baseline")]
-
-    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    rows = [*(other for other in kept if key(other) != key(row)), row]
-    rows.sort(key=lambda row: (row["keras"], row["processes"] or 0, row["replicas"] or 0))
-    RESULTS.write_text(json.dumps({"versions": common.versions(), "rows": rows}, indent=1) + "\n")
+def order(row: dict) -> tuple:
+    """Of the rows in the results."""
+    return row["keras"], row["processes"] or 0, row["replicas"] or 0
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What the examples share: flags, the scaling methods they compare, callbacks and the record of a finished run."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -48,6 +49,38 @@ def set_threads(threads: int) -> None:
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def set_virtual_devices(count: int) -> None:
+    """Makes so many devices of this machine's CPU; call before anything else uses TensorFlow."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+
+
+def mirrored(count: int):
+    """A strategy over the first `count` virtual devices."""
+    import tensorflow as tf
+
+    # Collectives on virtual devices keep the size of their first group, and take one of two times, by chance.
+    reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)], reduction)
+
+
+@contextlib.contextmanager
+def picture(path: Path):
+    """The axes of a figure without a screen, which is saved at the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    yield axes
+    axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
 
 
 def load_digits(data_dir: str | None, hold_out: bool = False):

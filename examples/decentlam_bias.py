@@ -108,31 +108,20 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], path: Path) -> None:
     """The ratios against 1 / (1 - momentum)^2, a line for each learning rate."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     limits = [row["limit"] for row in rows if row["learning_rate"] == LEARNING_RATES[0]]
-    axes.plot(limits, limits, "--", color="#777777", label="1 / (1 - momentum)$^2$")
-    for method in METHODS:
-        for learning_rate, marker in zip(LEARNING_RATES, "osD", strict=True):
-            ratios = [row[f"{method}_ratio"] for row in rows if row["learning_rate"] == learning_rate]
-            label = f"{method}, learning rate {learning_rate:g}"
-            axes.plot(limits, ratios, marker=marker, markersize=5, alpha=0.8, color=COLORS[method], label=label)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="1 / (1 - momentum)$^2$, below it the momentum",
-        ylabel="bias over that of momentum 0",
-    )
-    axes.set_xticks(limits, [f"{limit:.0f}\n({momentum:g})" for limit, momentum in zip(limits, MOMENTA, strict=True)])
-    axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    ticks = [f"{limit:.0f}\n({momentum:g})" for limit, momentum in zip(limits, MOMENTA, strict=True)]
+    with common.picture(path) as axes:
+        axes.plot(limits, limits, "--", color="#777777", label="1 / (1 - momentum)$^2$")
+        for method in METHODS:
+            for learning_rate, marker in zip(LEARNING_RATES, "osD", strict=True):
+                ratios = [row[f"{method}_ratio"] for row in rows if row["learning_rate"] == learning_rate]
+                label = f"{method}, learning rate {learning_rate:g}"
+                axes.plot(limits, ratios, marker=marker, markersize=5, alpha=0.8, color=COLORS[method], label=label)
+        axes.set(xscale="log", yscale="log")
+        axes.set(xlabel="1 / (1 - momentum)$^2$, below it the momentum", ylabel="bias over that of momentum 0")
+        axes.set_xticks(limits, ticks)
+        axes.minorticks_off()
+        axes.legend()
 
 
 def main() -> None:

@@ -92,8 +92,7 @@ def build_model(keras, shape: tuple[int, ...]):
 def compiled(tf, arguments, shape: tuple[int, ...], steps: int):
     """The network, with the optimizer of the method under the strategy that belongs to it."""
     keras = tf.keras
-    devices = [f"CPU:{node}" for node in range(arguments.nodes)]
-    strategy = tf.distribute.MirroredStrategy(devices, tf.distribute.ReductionToOneDevice())
+    strategy = common.mirrored(arguments.nodes)
     if arguments.method == "PmSGD":
         scope, kind = strategy.scope(), keras.optimizers.SGD
     else:
@@ -206,31 +205,20 @@ def table(rows: list[dict]) -> str:
 
 def plot(runs: list[dict], path: Path) -> None:
     """Accuracy by epoch: a line for the mean of each method, a band from its lowest to its highest seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for method in dict.fromkeys(run["method"] for run in runs):
-        accuracies = np.array([run["accuracies"] for run in runs if run["method"] == method])
-        epochs, color = np.arange(1, accuracies.shape[1] + 1), COLORS[method]
-        axes.plot(epochs, accuracies.mean(0), color=color, label=f"{method}: {accuracies[:, -1].mean():.2f} %")
-        axes.fill_between(epochs, accuracies.min(0), accuracies.max(0), color=color, alpha=0.15, linewidth=0)
-    axes.set(xlabel="epoch", ylabel="held-out accuracy of the average, %")
-    axes.grid(alpha=0.25)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with common.picture(path) as axes:
+        for method in dict.fromkeys(run["method"] for run in runs):
+            accuracies = np.array([run["accuracies"] for run in runs if run["method"] == method])
+            epochs, color = np.arange(1, accuracies.shape[1] + 1), COLORS[method]
+            axes.plot(epochs, accuracies.mean(0), color=color, label=f"{method}: {accuracies[:, -1].mean():.2f} %")
+            axes.fill_between(epochs, accuracies.min(0), accuracies.max(0), color=color, alpha=0.15, linewidth=0)
+        axes.set(xlabel="epoch", ylabel="held-out accuracy of the average, %")
+        axes.legend(loc="lower right")
 
 
 def main() -> None:
     arguments = parse_arguments()
     common.set_threads(arguments.threads)
-    import tensorflow as tf
-
-    cpu, devices = tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * arguments.nodes
-    tf.config.set_logical_device_configuration(cpu, devices)
+    common.set_virtual_devices(arguments.nodes)
     data = common.load_digits(arguments.data_dir, arguments.hold_out)
     variants = [(method, seed) for method in arguments.methods for seed in arguments.seeds]
     runs = []
