@@ -13,8 +13,8 @@ from keras_lsb.optimizers.exclusions import Exclusion
 class DecentralizedOptimizer(UpdatesNodes, RuleOptimizer):
     """Momentum SGD of nodes that exchange with their neighbours; a subclass names the rule.
 
-    The rule is `message_rule`, which makes what a node sends, and `finish_rule`, which makes a step of what it gets: two
-    functions of `keras_lsb.rules`.
+    The rule is `message_rule`, which makes what a node sends, and `finish_rule`, which makes a step of what it gets.
+    Both are functions of `keras_lsb.rules`.
     """
 
     message_rule: Callable
