@@ -9,6 +9,7 @@ Keras 3 with whatever backend Keras itself selects. No other module imports eith
 import contextlib
 import functools
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -100,6 +101,22 @@ def steps_per_execution(model) -> int:
     return 1 if steps is None else int(read(steps))
 
 
+def reduce_logs(model, logs):
+    """What the replicas of a model return from a training step, as the one value of each that `fit` takes."""
+    strategy = model.distribute_strategy
+    if LEGACY:
+        trainer, reduction = inspect.getmodule(keras.Model), model.distribute_reduction_method
+    else:  # the module that has `fit`, in which `enable_multi_worker_fit` mends the reduction
+        trainer, reduction = inspect.getmodule(keras.Model.fit), "auto"
+    return trainer.reduce_per_replica(logs, strategy, reduction=reduction)
+
+
+def count_training_step(model) -> None:
+    """Tells tf_keras, whose callbacks ask for it, of a step that its own training function has not made."""
+    if LEGACY:
+        model._train_counter.assign_add(1)
+
+
 def unpack(data) -> tuple:
     """(x, y, sample_weight) of what `fit` hands to a training step; None for what is absent."""
     return keras.utils.unpack_x_y_sample_weight(data)
@@ -116,12 +133,12 @@ def unscale(optimizer, gradients):
     return optimizer.get_unscaled_gradients(gradients) if hasattr(optimizer, "get_unscaled_gradients") else gradients
 
 
-def add_local_weight(layer, name: str, shape: tuple[int, ...]):
-    """A float32 weight that each replica updates for itself, with values that are the same on all; zeros at first."""
-    arguments = {"name": name, "shape": shape, "initializer": "zeros", "dtype": "float32", "trainable": False}
+def add_local_weight(layer, name: str, shape: tuple[int, ...], dtype: str = "float32"):
+    """A weight that each replica updates for itself, with values that are the same on all; zeros at first."""
+    arguments = {"name": name, "shape": shape, "initializer": "zeros", "dtype": dtype, "trainable": False}
     if LEGACY:
-        kind, mean = tensorflow.VariableSynchronization.ON_READ, tensorflow.VariableAggregation.MEAN
-        arguments |= {"synchronization": kind, "aggregation": mean}
+        kind, first = tensorflow.VariableSynchronization.ON_READ, tensorflow.VariableAggregation.ONLY_FIRST_REPLICA
+        arguments |= {"synchronization": kind, "aggregation": first}
     return layer.add_weight(**arguments)
 
 

@@ -31,6 +31,12 @@ def in_replica_of_several() -> bool:
     return replica_count() > 1 and not _keras.tensorflow.distribute.in_cross_replica_context()
 
 
+def replica_index():
+    """Number of the calling replica among those that train in step, a tensor; 0 outside of them."""
+    context = _keras.tensorflow.distribute.get_replica_context()
+    return 0 if context is None else context.replica_id_in_sync_group
+
+
 def replicas_of(model) -> int:
     """Number of replicas that a model was created for."""
     return getattr(strategy_of(model), "num_replicas_in_sync", 1)

@@ -155,6 +155,19 @@ class Microbatched(_keras.Model):
             return self.model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
         return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
 
+    def training_loss(self, x, y, sample_weight, examples):
+        """(predictions, loss) of one microbatch in training; the loss is divided by the number of replicas."""
+        y_pred = self(x, training=True)
+        return y_pred, self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+
+    def update_training_metrics(self, loss, examples, x, y, y_pred, sample_weight) -> None:
+        """Adds one microbatch to the metrics. `loss` is the mean over its examples."""
+        _keras.update_metrics(self, loss, examples, x, y, y_pred, sample_weight)
+
+    def step_logs(self) -> dict:
+        """What a step logs besides metrics: values that are the same on all replicas."""
+        return logs_of(self.averages) if backend_step.measures_noise(self) else {}
+
     def _get_metrics_result_or_logs(self, logs):
         """What Keras 3 logs of an epoch: beside other logs, it would average the metrics of uneven shares evenly."""
         return {**logs, **self.get_metrics_result()}

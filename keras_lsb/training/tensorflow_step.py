@@ -12,7 +12,6 @@ from keras_lsb.distribute.reduction import (
     sum_over_replicas,
 )
 from keras_lsb.scaling.noise_scale import signal_and_noise
-from keras_lsb.training import microbatched
 
 tf = _keras.tensorflow
 
@@ -47,15 +46,14 @@ def train_step(model, data) -> dict:
     batch = _keras.unpack(data)
     (total,) = sum_over_replicas([tf.cast(examples_in(batch), tf.float32)])
     scale = _keras.loss_scale(model.optimizer)
-    measures = measures_noise(model)
-    sums = sum_gradients(model, batch, scale / total, _measures_now(model) if measures else None)
+    sums = sum_gradients(model, batch, scale / total, _measures_now(model) if measures_noise(model) else None)
     statistics = tf.concat([sums.sq_norms, [sums.small_gradients, sums.inverse_sizes]], 0)
     if model._accumulated.part == "update":
         _update(model, sums.gradients, statistics, total, scale)
     else:
         _accumulate(model, sums.gradients, statistics, total, scale)
-    results = model.get_metrics_result()
-    return logs_for_fit(results, microbatched.logs_of(model.averages)) if measures else results
+    results, shared = model.get_metrics_result(), model.step_logs()
+    return logs_for_fit(results, shared) if shared else results
 
 
 def _update(model, gradients, statistics, total, scale) -> None:
@@ -151,14 +149,13 @@ def _small_gradient(model, batch, examples, weight, measures_now) -> Sums:
     x, y, sample_weight = batch
     factor = weight * tf.cast(examples, tf.float32)
     with tf.GradientTape() as tape:
-        y_pred = model(x, training=True)
-        loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+        y_pred, loss = model.training_loss(x, y, sample_weight, examples)
         loss *= replica_count()  # Keras divides compiled losses by it
         if not isinstance(examples, int):  # a replica's share of the last batch may be empty, and its mean loss NaN
             loss = tf.where(examples > 0, loss, tf.zeros_like(loss))
         scaled = tf.cast(loss, tf.float32) * factor
     gradients = densify(tape.gradient(scaled, model.trainable_weights))
-    _keras.update_metrics(model, loss, examples, x, y, y_pred, sample_weight)
+    model.update_training_metrics(loss, examples, x, y, y_pred, sample_weight)
     if measures_now is None:
         return Sums(gradients, tf.zeros([0]), tf.constant(0.0), tf.constant(0.0))
     rows = len(model.groups) + 1

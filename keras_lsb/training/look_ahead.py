@@ -1,0 +1,115 @@
+"""The training function of `ConAdv`: it holds the batches that come next, and the examples made for them.
+
+Examples made ahead are a cache. What they are made from is state of the model, its weights of former steps, so that
+where there is no batch to look ahead to (the end of an epoch, `train_on_batch`, a resumed run) they are made when their
+batch comes, from those weights, and are the same.
+"""
+
+import collections
+from typing import NamedTuple
+
+from keras_lsb import _keras
+
+tf = _keras.tensorflow
+
+
+class Step(NamedTuple):
+    """What one training step of a replica works on.
+
+    Attributes:
+        batch: (x, y, sample_weight), as `fit` hands it out.
+        adversarial: the adversarial inputs made for it before, by name; None if there are none yet.
+        ahead: the batch that comes `staleness` steps later, for which the step makes them; None for none.
+        crafted: a list that the step puts these into.
+    """
+
+    batch: tuple
+    adversarial: dict | None
+    ahead: tuple | None
+    crafted: list
+
+
+class LookAhead:
+    """Trains on the next batch of an iterator, having seen the one that comes `staleness` steps later.
+
+    Args:
+        model: a compiled `ConAdv`.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._iterator, self._held, self._ended = None, collections.deque(), False
+        self._update = self._compiled(self._update_on_replica, reduced=True)
+        self._craft = self._compiled(self._craft_on_replica, reduced=False)
+
+    def __call__(self, iterator):
+        """Runs `steps_per_execution` steps, and returns the logs of the last one.
+
+        Raises:
+            StopIteration: there was not one batch left.
+        """
+        if iterator is not self._iterator:  # the rest of another epoch's batches is not trained on
+            self._iterator, self._ended = iterator, False
+            self._held.clear()
+        logs = None
+        for _ in range(_keras.steps_per_execution(self._model)):
+            self._fetch(self._model.look_ahead + 1)
+            if not self._held:
+                break
+            logs = self._train()
+        if logs is None:
+            raise StopIteration
+        return logs
+
+    def _train(self):
+        batch, adversarial = self._held.popleft()
+        self._model.prepare(batch)
+        distance = self._model.look_ahead
+        ahead = self._held[distance - 1][0] if distance and len(self._held) >= distance else None
+        if adversarial is None and self._model.look_ahead:
+            adversarial = self._craft(batch)
+        logs, crafted = self._update(batch, adversarial, ahead)
+        if ahead is not None:
+            self._held[distance - 1] = (ahead, crafted)
+        _keras.count_training_step(self._model)
+        return logs
+
+    def _fetch(self, count: int) -> None:
+        while len(self._held) < count and not self._ended:
+            try:
+                self._held.append((_next(self._iterator), None))
+            except (StopIteration, tf.errors.OutOfRangeError):
+                self._ended = True
+
+    def _update_on_replica(self, batch, adversarial, ahead):
+        crafted = []
+        logs = self._model.train_step(Step(batch, adversarial, ahead, crafted))
+        return logs, (crafted[0] if crafted else {})
+
+    def _craft_on_replica(self, batch):
+        return self._model.craft_now(batch)
+
+    def _compiled(self, on_replica, reduced: bool):
+        """`on_replica` on all replicas; the first of its results is reduced to one value for all if `reduced`."""
+        model, strategy = self._model, self._model.distribute_strategy
+        jit = model.jit_compile is True and not model.run_eagerly
+        one = tf.function(on_replica, jit_compile=True, reduce_retracing=True, autograph=False) if jit else on_replica
+
+        def run(*arguments):
+            outputs = strategy.run(one, args=arguments)
+            if not reduced:
+                return outputs
+            logs, crafted = outputs
+            return _keras.reduce_logs(model, logs), crafted
+
+        return run if model.run_eagerly else tf.function(run, reduce_retracing=True, autograph=False)
+
+
+def _next(iterator):
+    """The next batch of an iterator of any kind; raises where there is none."""
+    if not isinstance(iterator, tf.distribute.DistributedIterator):
+        return next(iterator)
+    optional = iterator.get_next_as_optional()
+    if not optional.has_value():
+        raise StopIteration
+    return optional.get_value()
