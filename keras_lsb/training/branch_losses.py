@@ -11,12 +11,18 @@ tf = _keras.tensorflow
 def branch_loss(model, x, y, y_pred, sample_weight=None, *, counts_outputs=False):
     """The loss of predictions without regularization, divided by the number of replicas as Keras' compiled losses are.
 
-    A `compute_loss` that overrides Keras' own is taken as it is.
+    Of type float64 where it is computed in that, float32 otherwise. A `compute_loss` that overrides Keras' own is taken
+    as it is.
 
     Args:
         model: a compiled model; a wrapper hands on the `compute_loss` of the model inside.
         counts_outputs: whether the metrics of several outputs' losses take notice. That of the total never does.
     """
+    loss = _branch_loss(model, x, y, y_pred, sample_weight, counts_outputs)
+    return loss if loss.dtype == tf.float64 else tf.cast(loss, tf.float32)
+
+
+def _branch_loss(model, x, y, y_pred, sample_weight, counts_outputs: bool):
     if overrides_loss(model):
         return model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
     if _keras.LEGACY:
@@ -28,11 +34,11 @@ def branch_loss(model, x, y, y_pred, sample_weight=None, *, counts_outputs=False
         return model._compile_loss(y, y_pred, sample_weight)
 
 
-def additional_loss(model):
+def additional_loss(model, dtype):
     """Sum of the losses of regularizers and layers since the last pass, divided likewise; 0 if there are none."""
     if overrides_loss(model) or not model.losses:
         return 0.0
-    return tf.add_n([tf.cast(loss, tf.float32) for loss in model.losses]) / replica_count()
+    return tf.add_n([tf.cast(loss, dtype) for loss in model.losses]) / replica_count()
 
 
 def overrides_loss(model) -> bool:

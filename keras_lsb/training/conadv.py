@@ -4,6 +4,8 @@ Source: Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", 
 algorithm 1.
 """
 
+import contextlib
+
 import numpy as np
 
 from keras_lsb import _keras
@@ -201,7 +203,7 @@ class ConAdv(Microbatched):
                 loss = branch_loss(self, attacked, targets_of(y_pred), y_pred)
             return tf.cast(loss, tf.float32) * tf.cast(tf.shape(_keras.leaves(x)[0])[0], tf.float32)
 
-        with tf.device(self._own_attack_device()), swapped(values):
+        with self._on_attack_device(), swapped(values):
             return self.attack(loss_of, perturbed_inputs(named, self.perturb), y, index)
 
     def craft_now(self, batch) -> dict:
@@ -237,23 +239,11 @@ class ConAdv(Microbatched):
         """What the first batch needs and shows, outside of replicas: variables, and inputs that cannot be attacked."""
         if self._memory.prepared:
             return
-        local = _keras.map_structure(lambda part: self.distribute_strategy.experimental_local_results(part)[0], batch)
-        x, y, _ = _keras.unpack(_keras.map_structure(tf.convert_to_tensor, local))
+        shares = self._shares(batch)
         with self.distribute_strategy.scope():
-            self._build(x, y, local)
+            self._build(shares[0])
         if self.mode != "none":
-            chosen = perturbed_inputs(named_inputs(self.model, x), self.perturb)
-            self._require_radii(chosen)
-            for part in self.distribute_strategy.experimental_local_results(batch):
-                arrays = {
-                    name: np.asarray(value, "float64")
-                    for name, value in named_inputs(self.model, _keras.unpack(part)[0]).items()
-                    if name in chosen
-                }
-                self.attack.require_in_range(arrays)
-            computed = {name: _coarser(value.dtype.name, self.model) for name, value in chosen.items()}
-            for name, dtype in computed.items():
-                self.attack.warn_of_lost_steps({name: arrays[name]}, dtype)
+            self._require_attackable([named_inputs(self.model, x) for x, _, _ in shares])
         if float(_keras.read(self.steps)) == 0:
             self._begin()
         self._memory.prepared = True
@@ -264,7 +254,7 @@ class ConAdv(Microbatched):
         main, weight = (inputs, self.loss_weights[1]) if self.mode == "adversarial" else (clean, self.loss_weights[0])
         y_pred = self.model(main, training=True)
         losses = [branch_loss(self, main, y, y_pred, sample_weight, counts_outputs=True)]
-        total = (losses[0] if self.mode == "none" else weight * losses[0]) + additional_loss(self)
+        total = (losses[0] if self.mode == "none" else weight * losses[0]) + additional_loss(self, losses[0].dtype)
         if self._has_two_branches:
             with self._normalizing(main_set=False):
                 adversarial_pred = self.model(inputs, training=True)
@@ -308,7 +298,8 @@ class ConAdv(Microbatched):
         self._build_inner(_keras.unpack(data_batch)[0])
         return super()._symbolic_build(*arguments, data_batch=data_batch, **keywords)
 
-    def _build(self, x, y, batch) -> None:
+    def _build(self, batch) -> None:
+        x, y, _ = batch
         if not _keras.LEGACY:
             self._symbolic_build(data_batch=batch)
             return
@@ -362,17 +353,19 @@ class ConAdv(Microbatched):
     def _normalizing(self, main_set: bool):
         return self.adversarial_set.in_place(not main_set)
 
-    def _own_attack_device(self):
+    def _on_attack_device(self):
         devices = self.attack_device
-        if not isinstance(devices, list):
-            return devices
+        if devices is None:
+            return contextlib.nullcontext()  # None would have TensorFlow leave the device of the replica
+        if isinstance(devices, str):
+            return tf.device(devices)
         replica = int(tf.get_static_value(tf.convert_to_tensor(replica_index())) or 0)
         if replica >= len(devices):
             raise ValueError(
                 "`attack_device` must be one device, or name one for each replica of this process. "
                 f"Received: attack_device={devices}, replica {replica}"
             )
-        return devices[replica]
+        return tf.device(devices[replica])
 
     def _attack_at_inference(self, batch, index):
         return self.craft(batch, index, main_set=True, training=False)
@@ -382,6 +375,26 @@ class ConAdv(Microbatched):
         values = [tf.where(count > 0, tf.cast(loss, tf.float32) * replica_count() * count, 0.0) for loss in losses]
         values += [tf.zeros([])] * (2 - len(values))
         self._memory.losses.assign_add(tf.stop_gradient(tf.stack([count, *values])))
+
+    def _shares(self, batch) -> list:
+        """(x, y, sample_weight) of each replica of this process."""
+        local = self.distribute_strategy.experimental_local_results
+        return [
+            _keras.unpack(
+                _keras.map_structure(lambda part, index=index: tf.convert_to_tensor(local(part)[index]), batch)
+            )
+            for index in range(len(local(_keras.leaves(batch)[0])))
+        ]
+
+    def _require_attackable(self, shares: list) -> None:
+        """Raises a ValueError where the inputs of the first batch, by name for each replica, cannot be attacked."""
+        for named in shares:
+            chosen = perturbed_inputs(named, self.perturb)
+            self._require_radii(chosen)
+            arrays = {name: np.asarray(tf.cast(value, tf.float64)) for name, value in chosen.items()}
+            self.attack.require_in_range(arrays)
+        for name, value in chosen.items():
+            self.attack.warn_of_lost_steps({name: arrays[name]}, _coarser(value.dtype.name, self.model))
 
     def _require_radii(self, chosen: dict) -> None:
         for name in ("epsilon", "step_size"):

@@ -57,6 +57,8 @@ class LookAhead:
             if not self._held:
                 break
             logs = self._train()
+        if self._ended and not self._held:
+            self._iterator = None  # and with it the batches that it holds
         if logs is None:
             raise StopIteration
         return logs
