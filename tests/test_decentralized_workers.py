@@ -32,7 +32,8 @@ def expected(case) -> np.ndarray:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nodes")
-    return workers.run("tests.decentralized_run", "train", folder / "saved", workers=problem.NODES, folder=folder)
+    settings = {"workers": problem.NODES, "prepared": True}
+    return workers.run("tests.decentralized_run", "train", folder / "saved", folder=folder, **settings)
 
 
 @pytest.mark.parametrize("case", problem.CASES)
@@ -70,7 +71,9 @@ def steps_of(folder, index) -> list[int]:
 
 def start_long(folder, count):
     folder.mkdir(exist_ok=True)
-    return workers.start("tests.decentralized_run", "long", folder, workers=count, folder=folder / "logs")
+    return workers.start(
+        "tests.decentralized_run", "long", folder, workers=count, folder=folder / "logs", prepared=True
+    )
 
 
 def wait_for_step(cluster, folder, index, step) -> None:

@@ -24,7 +24,8 @@ TRAINED += ["noise_scale", "whole"]
 
 
 def results(folder, count) -> list[dict]:
-    return run("tests.worker_run", folder / "saved", workers=count, folder=folder, deadline=DEADLINE)
+    settings = {"workers": count, "deadline": DEADLINE, "prepared": True}
+    return run("tests.worker_run", folder / "saved", folder=folder, **settings)
 
 
 @pytest.fixture(scope="module")
