@@ -2,6 +2,7 @@
 
 from tests.mutants.autowu import AUTOWU
 from tests.mutants.decentlam import DECENTLAM
+from tests.mutants.fixedpoint import FIXEDPOINT
 from tests.mutants.mutant import Mutant
 from tests.mutants.replicas import REPLICAS
 
@@ -388,5 +389,6 @@ MUTANTS = (
     ),
     *AUTOWU,
     *DECENTLAM,
+    *FIXEDPOINT,
     *REPLICAS,
 )
