@@ -18,7 +18,7 @@ if tf is not None:
     from keras_lsb.training import tensorflow_step
     from keras_lsb.training.attack import Attack, named_inputs, perturbed_inputs, with_inputs
     from keras_lsb.training.branch_losses import additional_loss, branch_loss
-    from keras_lsb.training.branches import AdversarialSet, leaving_state, swapped
+    from keras_lsb.training.branches import AdversarialSet, leaving_state, normalizations, swapped
     from keras_lsb.training.look_ahead import LookAhead, Step
 
 MODES = ("concurrent", "sequential", "adversarial", "none")
@@ -339,8 +339,22 @@ class ConAdv(Microbatched):
                 copy.assign(_keras.read(variable))
 
     def _attacked(self) -> list:
-        """The variables that attacks depend on and updates change."""
-        return self.trainable_variables
+        """The variables that attacks depend on and steps change; at inference those are moving statistics too."""
+        if self._memory.attacked is None:
+            self._memory.attacked = list(self.trainable_variables)
+            if not self.attack_training:
+                layers = self.adversarial_set.layers if self._has_two_branches else normalizations(self.model)
+                self._memory.attacked += [variable for layer in layers for variable in layer.non_trainable_variables]
+        return self._memory.attacked
+
+    def _require_kept(self) -> None:
+        known = {id(variable) for variable in self._attacked()}
+        added = [variable.name for variable in self.trainable_variables if id(variable) not in known]
+        if added and self.look_ahead:
+            raise ValueError(
+                "Weights must be trainable when `ConAdv` wraps them, which keeps them as they were in former steps. "
+                f"Received: weights that were not trainable then, {added}"
+            )
 
     def _keep_weights(self) -> None:
         """Puts the present weights behind those that are kept, and forgets the oldest."""
@@ -411,7 +425,8 @@ class Memory:
 
     def __init__(self):
         self.complete = self.prepared = False
-        self.weights = []  # for each former step, the oldest first, its weights
+        self.attacked = None  # the variables that attacks depend on
+        self.weights = []  # for each former step, the oldest first, the values of these
         self.losses = None  # of the branches: [examples, sum of the main one, sum of the adversarial one]
         self.attack_function = None
 

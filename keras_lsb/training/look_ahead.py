@@ -8,6 +8,8 @@ batch comes, from those weights, and are the same.
 import collections
 from typing import NamedTuple
 
+import numpy as np
+
 from keras_lsb import _keras
 
 tf = _keras.tensorflow
@@ -110,8 +112,13 @@ class LookAhead:
 def _next(iterator):
     """The next batch of an iterator of any kind; raises where there is none."""
     if not isinstance(iterator, tf.distribute.DistributedIterator):
-        return next(iterator)
+        return _keras.map_structure(_as_tensor, next(iterator))
     optional = iterator.get_next_as_optional()
     if not optional.has_value():
         raise StopIteration
     return optional.get_value()
+
+
+def _as_tensor(value):
+    """`train_on_batch` hands out arrays, which an eager step would get as they are."""
+    return tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
