@@ -22,6 +22,7 @@ from keras_lsb.fixedpoint.thresholds import Rationals, reaches, thresholds
 
 ROUNDINGS = ("half_up", "floor")
 _SAFE = 2.0**61  # sums and products below it are exact in int64
+_LARGEST_SHIFT = 512
 _CONDITIONS = 2**16  # that are looked at together
 
 
@@ -45,7 +46,7 @@ class FixedPoint(NamedTuple):
     def __call__(self, x) -> np.ndarray:
         """The outputs for integers x, whose last axis are the channels; exact where x is in the input range."""
         x = np.asarray(x)
-        wide = self._largest_sum() >= 2**63
+        wide = self.largest_sum() >= 2**63
         kind = object if wide else "int64"
         total = np.asarray(self.multiplier).astype(kind) * x.astype(kind) + np.asarray(self.offset).astype(kind)
         shifted = total // (2 ** np.asarray(self.shift).astype(object)) if wide else total >> np.asarray(self.shift)
@@ -56,7 +57,8 @@ class FixedPoint(NamedTuple):
         """Width of each channel's integers as signed numbers, by name: `multiplier`, `offset`."""
         return {name: _widths(getattr(self, name)) for name in ("multiplier", "offset")}
 
-    def _largest_sum(self) -> int:
+    def largest_sum(self) -> int:
+        """A bound on the size of multiplier * x + offset over the input range."""
         reach = max(abs(int(bound)) for bound in self.input_range)
         return max(
             (abs(int(a)) * reach + abs(int(b)) for a, b in zip(self.multiplier, self.offset, strict=True)), default=0
@@ -100,7 +102,8 @@ def solve(
     low, high = _input_range(input_range)
     scale, offset, least, largest = _per_channel(scale, offset, output_range)
     half = 0.5 if choice("rounding", rounding, ROUNDINGS) == "half_up" else 0.0
-    shift = None if shift is None else whole("shift", shift, minimum=0)
+    if shift is not None and whole("shift", shift, minimum=0) > _LARGEST_SHIFT:
+        raise ValueError(f"`shift` must be at most {_LARGEST_SHIFT}. Received: shift={shift}")
     own = per_channel and shift is None
     needed, shifts, multiplier, added = _solve_blocks(scale, offset, half, low, high, least, largest, shift, own)
     found = FixedPoint(multiplier, added, shifts if own else int(shifts[0]), (low, high), (least, largest))
@@ -144,6 +147,8 @@ class _Staircase:
         self.places = thresholds(self.scale, self.offset, wanted, self.lows, self.highs, used)
         self.has_lower = used & (self.places <= self.highs[:, None])
         self.has_upper = used & (self.places > self.lows[:, None])
+        self.reach = np.maximum(np.abs(self.lows), np.abs(self.highs)) + 2.0
+        self.highest = np.abs(self.levels).max(axis=1, initial=0) + 2.0
 
     def least_shifts(self) -> np.ndarray:
         """The least shift of every channel, by bisection."""
@@ -165,24 +170,27 @@ class _Staircase:
         """A and B at given shifts, each as near to the rational as the conditions allow."""
         rows = np.arange(len(self.negative))
         exact = np.ldexp(self.scale.values, shifts)
-        found = [(0, int(first) << int(shift)) for first, shift in zip(self.first, shifts, strict=True)]
-        nearest = np.full(len(rows), np.inf)
+        wanted = np.rint(np.ldexp(self.offset.values + self.half, shifts))
+        multipliers = np.zeros(len(rows), object)
+        offsets = np.array([int(first) << int(shift) for first, shift in zip(self.first, shifts, strict=True)], object)
+        nearest = np.where(self.constant, -1.0, np.inf)
         for multiplier in self.scale.floor_times_power(shifts):
             least, largest = self._offsets(rows, multiplier, shifts)
-            better = (least <= largest) & (np.abs(multiplier.astype(float) - exact) < nearest) & ~self.constant
-            for row in np.flatnonzero(better):
-                wanted = int(np.rint(np.ldexp(self.offset.values[row] + self.half, int(shifts[row]))))
-                found[row] = int(multiplier[row]), min(max(wanted, int(least[row])), int(largest[row]))
-            nearest = np.where(better, np.abs(multiplier.astype(float) - exact), nearest)
-        signs = np.where(self.negative, -1, 1).tolist()
-        return [sign * a for sign, (a, _) in zip(signs, found, strict=True)], [b for _, b in found]
+            distance = np.abs(multiplier.astype(float) - exact)
+            for row in np.flatnonzero((least <= largest) & (distance < nearest)).tolist():
+                multipliers[row], nearest[row] = int(multiplier[row]), distance[row]
+                offsets[row] = min(max(int(wanted[row]), int(least[row])), int(largest[row]))
+        return np.where(self.negative, -multipliers, multipliers).tolist(), offsets.tolist()
 
     def _offsets(self, rows, multiplier, shifts):
         """(least, largest) B for given A and n."""
         kind = self._kind(rows, multiplier, shifts)
         levels, places = self.levels[rows].astype(kind), self.places[rows].astype(kind)
-        multiplier = np.array([int(one) for one in multiplier], kind)[:, None]
-        power = np.array([1 << int(shift) for shift in shifts], kind)[:, None]
+        if kind == "int64":
+            multiplier, power = multiplier.astype(kind)[:, None], np.left_shift(1, shifts.astype(kind))[:, None]
+        else:
+            multiplier = np.array([int(one) for one in multiplier], object)[:, None]
+            power = np.array([1 << int(shift) for shift in shifts], object)[:, None]
         least = levels * power - multiplier * places  # T_k is reached from here on
         largest = least + (multiplier - 1)  # and T_k - 1 is not, up to here
         far = 2**62 if kind == "int64" else 1 << 2200
@@ -190,9 +198,8 @@ class _Staircase:
         return least, np.where(self.has_upper[rows], largest, far).min(axis=1, initial=far)
 
     def _kind(self, rows, multiplier, shifts):
-        reach = np.maximum(np.abs(self.lows[rows]), np.abs(self.highs[rows])) + 2.0
-        largest = np.abs(self.levels[rows]).max(axis=1, initial=0) + 2.0
-        return "int64" if (np.ldexp(largest, shifts) + multiplier.astype(float) * reach < _SAFE).all() else object
+        largest = np.ldexp(self.highest[rows], shifts) + multiplier.astype(float) * self.reach[rows]
+        return "int64" if (largest < _SAFE).all() else object
 
 
 def _solve_blocks(scale, offset, half, low, high, least, largest, shift, per_channel):
