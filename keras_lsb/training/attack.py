@@ -157,7 +157,7 @@ _DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # binary
 
 
 def named_inputs(model, x) -> dict:
-    """The inputs of a model by name; a dict of one for a single tensor.
+    """The inputs of a model by name; a dict of one for a single tensor, "inputs" where the model has no name for it.
 
     Raises:
         ValueError: a structure that is neither a tensor nor a flat list, tuple or dict of tensors.
@@ -165,14 +165,18 @@ def named_inputs(model, x) -> dict:
     if isinstance(x, dict):
         named = dict(x)
     elif isinstance(x, (list, tuple)):
-        names = [getattr(one, "name", "").split(":")[0] for one in getattr(model, "inputs", None) or ()]
+        names = _input_names(model)
         names = names if len(names) == len(x) else [str(index) for index in range(len(x))]
         named = dict(zip(names, x, strict=True))
     else:
-        return {(getattr(model, "input_names", None) or ["inputs"])[0]: x}
+        return {(_input_names(model) or ["inputs"])[0]: x}
     if any(isinstance(value, (dict, list, tuple)) for value in named.values()):
         raise ValueError(f"Inputs must be a tensor, or a flat list or dict of tensors. Received: {type(x).__name__}")
     return named
+
+
+def _input_names(model) -> list:
+    return [getattr(one, "name", "").split(":")[0] for one in getattr(model, "inputs", None) or ()]
 
 
 def with_inputs(x, named: dict, changed: dict):

@@ -144,17 +144,17 @@ class ConAdv(Microbatched):
         return self.mode in ("concurrent", "sequential")
 
     def compile(self, *arguments, **keywords):
+        if self.attack_device is not None and keywords.get("jit_compile") is True:
+            raise ValueError(
+                "`jit_compile` must be False with an `attack_device`: XLA compiles for one device. "
+                f"Received: jit_compile=True, attack_device={self.attack_device}"
+            )
         super().compile(*arguments, **keywords)
         accumulation = getattr(_keras.innermost(self.optimizer), "gradient_accumulation_steps", None)
         if accumulation not in (None, 1):
             raise ValueError(
                 "`gradient_accumulation_steps` of the optimizer must be 1: staleness counts updates. Use the "
                 f"`microbatches` of `ConAdv`. Received: gradient_accumulation_steps={accumulation}"
-            )
-        if self.attack_device is not None and self.jit_compile is True:
-            raise ValueError(
-                "`jit_compile` must be False with an `attack_device`: XLA compiles for one device. "
-                f"Received: jit_compile=True, attack_device={self.attack_device}"
             )
 
     def require_accumulation(self) -> None:
@@ -223,7 +223,9 @@ class ConAdv(Microbatched):
         """
         function = self._memory.attack_function
         if function is None:
-            function = self._memory.attack_function = tf.function(self._attack_at_inference, reduce_retracing=True)
+            function = self._memory.attack_function = tf.function(
+                self._attack_at_inference, reduce_retracing=True, autograph=False
+            )
         count = len(_keras.leaves(x)[0])
         starts = range(0, count, whole("batch_size", batch_size))
         found = []
