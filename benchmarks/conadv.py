@@ -1,0 +1,219 @@
+"""What ConAdv gains where its attack runs beside the update, and what it keeps in memory: ResNet-20, whole steps.
+
+    python benchmarks/conadv.py [--rounds 12] [--quick]
+
+Two cores: a process of two virtual devices, with one thread to an operation and two operations at a time. Training with
+staleness 0 (`sequential`) against staleness 1 with the attack on the second device, with the attack on the device of
+the update, and plain training. One core: the same on a single core, where nothing can run beside anything. Variants
+take turns; `sequential` twice is the null pair. A round goes in both directions, and counts only if the threads of the
+process waited for a processor for less than `--waiting` of it: on a machine that others use, a real-time priority
+helps (`chrt -r 1` as root). TF_USE_LEGACY_KERAS=1 measures tf_keras.
+
+Memory: bytes that staleness 1 keeps, and the largest resident size of a process that trains in each mode. Writes
+`benchmarks/results/conadv.json` and `conadv_memory.json`, where rows of the other Keras stay.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import interleaved
+import numpy as np
+import records
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT.parent / "examples"))
+
+import cifar10_resnet  # noqa: E402
+import common  # noqa: E402
+
+SHAPE = (32, 32, 3)
+EPSILON = 4 / 64  # of inputs with a standard deviation of about 1
+BASELINE, GOAL = "sequential", 0.78
+BESIDE = "concurrent, attack on a second device"
+VARIANTS = {
+    BASELINE: {"mode": "sequential"},
+    "sequential again": {"mode": "sequential"},
+    BESIDE: {"mode": "concurrent", "attack_device": "CPU:1"},
+    "concurrent": {"mode": "concurrent"},
+    "plain training": {"mode": "none"},
+}
+
+
+def build(settings: dict, batch_size: int):
+    """A ResNet-20 that trains with `ConAdv`, and an endless iterator of one batch."""
+    import tensorflow as tf
+
+    from keras_lsb.training import ConAdv
+
+    keras = tf.keras
+    random = np.random.default_rng(0)
+    images = random.normal(size=(batch_size, *SHAPE)).astype("float32")
+    labels = random.integers(0, cifar10_resnet.CLASSES, batch_size)
+    data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat()
+    model = ConAdv(cifar10_resnet.build_model(keras, SHAPE), EPSILON, **settings)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-6, momentum=0.9), loss, jit_compile=False)
+    model.fit(data, epochs=1, steps_per_epoch=3, shuffle=False, verbose=0)
+    return model, iter(data)
+
+
+def training(settings: dict, batch_size: int, steps: int):
+    """A function that trains for some steps, as one epoch without an end does: always with a batch to look ahead to."""
+    model, iterator = build(settings, batch_size)
+
+    def train():
+        for _ in range(steps):
+            logs = model.train_function(iterator)
+        return float(logs["loss"])
+
+    return train
+
+
+def waiting_seconds() -> float:
+    """That the threads of this process have waited for a processor, summed."""
+    found = [path.read_text() for path in Path("/proc/self/task").glob("*/schedstat")]
+    return sum(int(text.split()[1]) for text in found) / 1e9
+
+
+def calm_rounds(variants: dict, rounds: int, most: float, minutes: float) -> tuple[dict, float]:
+    """Seconds by variant of rounds in which the process had the processors it asked for, and the longest wait of them.
+
+    Args:
+        rounds: wanted; each has two turns, of opposite order.
+        most: share of a round that threads may wait for a processor because others have it.
+        minutes: after which it ends in an error.
+    """
+    seconds, shares, deadline = {name: [] for name in variants}, [], time.monotonic() + 60 * minutes
+    with tqdm(total=rounds, unit="round", dynamic_ncols=True) as bar:
+        while len(shares) < rounds:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"Others used the machine: {len(shares)} of {rounds} rounds in {minutes:g} minutes.")
+            waited, started = waiting_seconds(), time.perf_counter()
+            found = interleaved.measure(variants, 2)
+            share = (waiting_seconds() - waited) / (time.perf_counter() - started)
+            bar.set_description(f"waiting for processors {100 * share:.0f} %")
+            if share > most:
+                time.sleep(5)
+                continue
+            shares.append(share)
+            for name, values in found.items():
+                seconds[name] += values
+            bar.update()
+    return seconds, max(shares)
+
+
+def measure(arguments, cores: int) -> list[dict]:
+    """Rows of one number of cores, measured in this process."""
+    import tensorflow as tf
+
+    if cores == 1:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    common.set_virtual_devices(2)
+    names = [name for name in VARIANTS if cores == 2 or name != BESIDE]
+    variants = {name: training(VARIANTS[name], arguments.batch_size, arguments.steps) for name in names}
+    interleaved.measure(variants, 1)
+    seconds, waiting = calm_rounds(variants, arguments.rounds, arguments.waiting, arguments.minutes)
+    null = interleaved.ratio(seconds, "sequential again", BASELINE)
+    return [
+        {
+            "keras": common.flavour(),
+            "cores": cores,
+            "batch_size": arguments.batch_size,
+            "variant": name,
+            "ratio": round(interleaved.ratio(seconds, name, BASELINE), 3),
+            "null": round(null, 3),
+            "goal": GOAL if name == BESIDE else None,
+            "milliseconds": round(1e3 * statistics.median(seconds[name]) / arguments.steps),
+            "rounds": arguments.rounds,
+            "waiting": round(waiting, 3),
+        }
+        for name in names
+        if name not in ("sequential again",)
+    ]
+
+
+def memory(mode: str, batch_size: int) -> dict:
+    """What training in one mode takes, measured in this process, in megabytes."""
+    model, iterator = build({"mode": mode}, batch_size)
+    for _ in range(3):
+        model.train_function(iterator)
+    kept = [variable for weights in model._memory.weights for variable in weights]
+    second = model.adversarial_set.weights
+    batch = batch_size * int(np.prod(SHAPE)) * 4
+    return {
+        "keras": common.flavour(),
+        "mode": mode,
+        "batch_size": batch_size,
+        "kept_weights_mb": megabytes(sum(4 * int(np.prod(variable.shape)) for variable in kept)),
+        "second_normalization_mb": megabytes(sum(4 * int(np.prod(variable.shape)) for variable in second)),
+        "batches_ahead_mb": megabytes(2 * batch * model.look_ahead),  # each with its adversarial version
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def megabytes(count: int) -> float:
+    return round(count / 1e6, 3)
+
+
+def in_a_process(arguments, *flags: str) -> list[dict]:
+    """Rows that another process of this script measures: devices and threads of a process are fixed."""
+    given = [f"--{name}={getattr(arguments, name)}" for name in ("batch_size", "rounds", "steps", "waiting", "minutes")]
+    given = [flag.replace("batch_size", "batch-size") for flag in given]
+    output = subprocess.run([sys.executable, __file__, *given, *flags], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cores", type=int, nargs="*", default=[2, 1], choices=(1, 2))
+    parser.add_argument("--modes", nargs="*", default=["none", "sequential", "concurrent"], help="to measure memory of")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=1, help="of one turn of a variant")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--waiting", type=float, default=0.12, help="share of a round to wait for processors at most")
+    parser.add_argument("--minutes", type=float, default=30, help="to wait for so many rounds")
+    parser.add_argument("--quick", action="store_true", help="a small batch and one round, no matter what others do")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the results")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.batch_size, arguments.rounds, arguments.waiting = 8, 1, 100.0
+    if arguments.one:
+        cores = arguments.one.isdigit()
+        mode = arguments.one
+        print(json.dumps(measure(arguments, int(mode)) if cores else [memory(mode, arguments.batch_size)]))
+        return
+    for cores in arguments.cores:
+        rows = in_a_process(arguments, "--one", str(cores))
+        records.keep(arguments.results / "conadv.json", rows, ("keras", "cores", "variant"), common.versions(), order)
+        for row in rows:
+            print(row, flush=True)
+            if row["goal"]:
+                print(f"goal: at most {GOAL}, {'reached' if row['ratio'] <= GOAL else 'missed'}: {row['ratio']}")
+    for mode in arguments.modes:
+        rows = in_a_process(arguments, "--one", mode)
+        records.keep(arguments.results / "conadv_memory.json", rows, ("keras", "mode"), common.versions(), by_keras)
+        print(rows[0], flush=True)
+
+
+def order(row: dict) -> tuple:
+    """Of the rows in the results."""
+    return row["keras"], -row["cores"]
+
+
+def by_keras(row: dict) -> str:
+    return row["keras"]
+
+
+if __name__ == "__main__":
+    main()
