@@ -241,6 +241,8 @@ class ConAdv(Microbatched):
         """What the first batch needs and shows, outside of replicas: variables, and inputs that cannot be attacked."""
         if self._memory.prepared:
             return
+        if self._memory.complete:
+            self._require_kept()
         shares = self._shares(batch)
         with self.distribute_strategy.scope():
             self._build(shares[0])
