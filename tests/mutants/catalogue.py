@@ -1,6 +1,7 @@
 """The breaks: mistakes found in public implementations, and what blind tests elsewhere let pass."""
 
 from tests.mutants.autowu import AUTOWU
+from tests.mutants.conadv import CONADV
 from tests.mutants.decentlam import DECENTLAM
 from tests.mutants.fixedpoint import FIXEDPOINT
 from tests.mutants.mutant import Mutant
@@ -388,6 +389,7 @@ MUTANTS = (
         ("test_callbacks.py::test_batch_never_shrinks",),
     ),
     *AUTOWU,
+    *CONADV,
     *DECENTLAM,
     *FIXEDPOINT,
     *REPLICAS,
