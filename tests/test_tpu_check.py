@@ -168,6 +168,14 @@ def test_training_steps_lower(step):
 
 
 @tensorflow_only("lowering through TensorFlow")
+@pytest.mark.parametrize(("check", "loops"), [("attack", True), ("step lars ConAdv", False)])
+def test_attack_and_step_of_two_branches_lower(check, loops):
+    text = lowering.checks()[check]().hlo
+    assert (" while(" in text) == loops
+    assert "sign(" in text
+
+
+@tensorflow_only("lowering through TensorFlow")
 @pytest.mark.parametrize("check", ["rule lars", "step lars Keras", "step lars Microbatched"])
 @pytest.mark.parametrize("call", ["py_function", "numpy_function"])
 def test_a_rule_that_calls_python_does_not_lower(check, call, monkeypatch):

@@ -19,7 +19,9 @@ from keras_lsb import _keras, scaling
 from keras_lsb._keras import ops
 from keras_lsb.scaling.noise_scale import COLUMNS, noise_to_signal, signal_and_noise
 from keras_lsb.schedules import LEGW
-from keras_lsb.training import Microbatched
+from keras_lsb.training import ConAdv, Microbatched
+from keras_lsb.training.attack import Attack, named_inputs
+from keras_lsb.training.look_ahead import Step
 from tests import registry
 
 keras = _keras.keras
@@ -99,7 +101,8 @@ def checks() -> dict[str, Callable[[], Lowered]]:
         for name in registry.CLASSES
         for kind, microbatches in (("Keras", 0), ("Microbatched", 4), ("Microbatched, ragged", 5))
     }
-    return {**found, "noise scale": _noise_scale}
+    found |= {f"step {name} ConAdv": _concurrent_step(name) for name in registry.CLASSES}
+    return {**found, "noise scale": _noise_scale, "attack": _attack}
 
 
 def _rule(name: str) -> Callable[[], Lowered]:
@@ -153,6 +156,42 @@ def _step(name: str, microbatches: int) -> Callable[[], Lowered]:
     return run
 
 
+def _concurrent_step(name: str) -> Callable[[], Lowered]:
+    """A step of `ConAdv`: both branches on examples made before, the update, the attack on a batch that is ahead."""
+
+    def run():
+        images, labels = tf.TensorSpec((_EXAMPLES, *_SHAPE)), tf.TensorSpec((_EXAMPLES,), tf.int32)
+        optimizer = registry.make(name, learning_rate=LEGW(0.5, **_LEGW), fused=False)
+        model = training_model(optimizer, wrap=lambda inner: ConAdv(inner, 0.1, value_range=(-9.0, 9.0)))
+
+        def step(x, y, adversarial, ahead, labels_ahead):
+            crafted, (name,) = [], named_inputs(model.model, x)
+            logs = model.train_step(Step((x, y), {name: adversarial}, (ahead, labels_ahead), crafted))
+            return logs, crafted
+
+        specs = images, labels, images, images, labels
+        return lower(without_variables(step, *specs), *specs)
+
+    return run
+
+
+def _attack() -> Lowered:
+    """Several steps from a random start to random targets, on a linear model."""
+    attack = Attack([0.1, 0.2, 0.3], attack_steps=3, random_start=0.5, target="random", value_range=(-9.0, 9.0))
+
+    def run(x, y, kernel, index):
+        def loss_of(images, targets_of):
+            logits = tf.reshape(images["image"], [_EXAMPLES, -1]) @ kernel
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets_of(logits), logits)
+            return tf.reduce_sum(losses)
+
+        return attack(loss_of, {"image": x}, y, index)
+
+    kernel = tf.TensorSpec((int(np.prod(_SHAPE)), _CLASSES))
+    images, labels = tf.TensorSpec((_EXAMPLES, *_SHAPE)), tf.TensorSpec((_EXAMPLES,), tf.int32)
+    return lower(run, images, labels, kernel, tf.TensorSpec([], tf.int32))
+
+
 def _noise_scale() -> Lowered:
     def measure(averages, small, big, small_batch, big_batch):
         averages = scaling.update_averages(averages, *signal_and_noise(small, big, small_batch, big_batch), 0.99)
@@ -163,8 +202,8 @@ def _noise_scale() -> Lowered:
     return lower(measure, tf.TensorSpec([3, len(COLUMNS)]), norms, norms, scalar, scalar)
 
 
-def training_model(optimizer, microbatches: int):
-    """A compiled model that has trained a step; `microbatches=0` leaves it as Keras has it."""
+def training_model(optimizer, microbatches: int = 0, wrap=None):
+    """A compiled model that has trained a step, as Keras has it, with `microbatches` or inside what `wrap` returns."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -178,6 +217,7 @@ def training_model(optimizer, microbatches: int):
         ]
     )
     model = Microbatched(model, microbatches, groups={"kernels": "kernel"}) if microbatches else model
+    model = wrap(model) if wrap else model
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     random = np.random.default_rng(0)
     batch = random.normal(size=(_EXAMPLES, *_SHAPE)), random.integers(0, _CLASSES, _EXAMPLES)
