@@ -19,6 +19,8 @@ def branch_loss(model, x, y, y_pred, sample_weight=None, *, counts_outputs=False
         counts_outputs: whether the metrics of several outputs' losses take notice. That of the total never does.
     """
     loss = _branch_loss(model, x, y, y_pred, sample_weight, counts_outputs)
+    if loss.shape.rank:  # Keras 3 leaves the losses of no examples as they are, where it knows that there are none
+        loss = tf.reduce_sum(loss)
     return loss if loss.dtype == tf.float64 else tf.cast(loss, tf.float32)
 
 
