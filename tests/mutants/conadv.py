@@ -109,6 +109,13 @@ CONADV = (
         ("test_conadv.py::test_fit_and_train_on_batch_in_turns",),
     ),
     Mutant(
+        "losses_of_an_empty_share_not_summed",
+        "training/branch_losses.py",
+        "if loss.shape.rank:",
+        "if False:",
+        ("test_conadv_replicas.py::test_fact_13_two_halves_are_one_batch[1-None]",),
+    ),
+    Mutant(
         "attack_moves_the_statistics",
         _BRANCHES,
         "with _keras.keras3.StatelessScope(state_mapping=values):",
