@@ -111,7 +111,7 @@ class LookAhead:
 
 def _next(iterator):
     """The next batch of an iterator of any kind; raises where there is none."""
-    if not isinstance(iterator, tf.distribute.DistributedIterator):
+    if not hasattr(iterator, "get_next_as_optional"):  # those of datasets have it, on one replica or several
         return _keras.map_structure(_as_tensor, next(iterator))
     optional = iterator.get_next_as_optional()
     if not optional.has_value():
