@@ -35,9 +35,9 @@ class ConAdv(Microbatched):
 
     and makes a_(t + staleness) for the batch that comes so many steps later, beside the update: neither waits for the
     other. Where no later batch is at hand (the end of an epoch, `train_on_batch`, a resumed run), examples are made
-    when their batch comes, with the weights kept from then; they are the same. Nothing is left out and nothing trained
-    on twice: the updates of `fit` are those of the wrapped model. Kept weights take `staleness` copies of the trainable
-    variables, batches ahead `staleness` batches and as many adversarial ones.
+    when their batch comes, with the weights kept from then; they are the same, but for what dropout draws. Nothing is
+    left out and nothing trained on twice: the updates of `fit` are those of the wrapped model. Kept weights take
+    `staleness` copies of the trainable variables, batches ahead `staleness` batches and as many adversarial ones.
 
     A step costs three passes forward and backward, for any staleness, where a plain one costs one. It gains time over
     staleness 0 only where the attack has cores or a device that would be idle otherwise.

@@ -46,8 +46,8 @@ FIXEDPOINT = (
     Mutant(
         "offset_is_not_kept_within_its_bounds",
         _AFFINE,
-        "min(max(wanted, int(least[row])), int(largest[row]))",
-        "wanted",
+        "min(max(int(wanted[row]), int(least[row])), int(largest[row]))",
+        "int(wanted[row])",
         (_RANDOM,),
     ),
     Mutant(
