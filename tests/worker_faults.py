@@ -32,8 +32,6 @@ def main():
     if fault.startswith("child"):
         with_child(fault, folder)
     if fault == "status" and INDEX == 1:
-        while not (folder / "waiting").exists():
-            time.sleep(0.02)
         sys.stderr.write("what went wrong\n")
         sys.exit(3)
     if fault == "deaf":
@@ -41,7 +39,6 @@ def main():
     if fault in ("status", "hang", "deaf", "child_hang"):
         sys.stderr.write(f"worker {INDEX} waits\n")
         sys.stderr.flush()
-        (folder / "waiting").touch()
         time.sleep(SLEEP)
     if fault == "loud":
         for stream in (sys.stdout, sys.stderr):
