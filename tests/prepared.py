@@ -21,7 +21,8 @@ import tempfile
 from tests.workers import ENVIRONMENT, ROOT, ended, run_module, signal_group
 
 MODULES = ("tests.registry", "tests.autowu_run", "tests.microbatches", "tests.decentralized_problem")
-PATIENCE = 480.0  # seconds until an interpreter must have answered
+GARBAGE = 50_000  # new objects until a search for garbage: tracing makes many that stay
+PATIENCE = 240.0  # seconds until an interpreter must have answered
 _interpreters = []
 
 
@@ -145,6 +146,7 @@ def main():
     tf.config.threading.set_inter_op_parallelism_threads(int(ENVIRONMENT["TF_NUM_INTEROP_THREADS"]))
     gc.collect()
     gc.freeze()  # so that the forks share these pages, and do not search them for garbage
+    gc.set_threshold(GARBAGE)
     if (job := serve()) is not None:
         become(job)
         run_module(job["command"])
