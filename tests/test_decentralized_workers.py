@@ -32,8 +32,7 @@ def expected(case) -> np.ndarray:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nodes")
-    settings = {"workers": problem.NODES, "prepared": True}
-    return workers.run("tests.decentralized_run", "train", folder / "saved", folder=folder, **settings)
+    return workers.run("tests.decentralized_run", "train", folder / "saved", workers=problem.NODES, folder=folder)
 
 
 @pytest.mark.parametrize("case", problem.CASES)
@@ -71,9 +70,7 @@ def steps_of(folder, index) -> list[int]:
 
 def start_long(folder, count):
     folder.mkdir(exist_ok=True)
-    return workers.start(
-        "tests.decentralized_run", "long", folder, workers=count, folder=folder / "logs", prepared=True
-    )
+    return workers.start("tests.decentralized_run", "long", folder, workers=count, folder=folder / "logs")
 
 
 def wait_for_step(cluster, folder, index, step) -> None:

@@ -18,7 +18,6 @@ from tests.support import LEGACY, tensorflow_only
 pytestmark = [tensorflow_only("tf.distribute"), pytest.mark.workers]
 
 COUNT = 2  # workers
-SETTINGS = {"workers": COUNT, "prepared": True}
 KILLS = 3  # of a training in the ordinary tests
 STEPS, AHEAD = 48, 14  # of the training, and at most until a kill
 
@@ -31,7 +30,7 @@ def lines(folder, name) -> list[list[str]]:
 def killed_once(folder, last_step: int, point: random.Random) -> int:
     """Starts the training, or goes on with it, and kills a worker at a random point; the step of the kill."""
     begun = len(lines(folder, "steps-0"))
-    with workers.start("tests.fault_run", "train", folder, folder=folder / "logs", **SETTINGS) as cluster:
+    with workers.start("tests.fault_run", "train", folder, workers=COUNT, folder=folder / "logs") as cluster:
         first = None
         while first is None or int(lines(folder, "steps-0")[-1][0]) < first:
             if len(steps := lines(folder, "steps-0")) > begun and first is None:
@@ -49,7 +48,7 @@ def killed_once(folder, last_step: int, point: random.Random) -> int:
 
 
 def train(folder) -> list[dict]:
-    return workers.run("tests.fault_run", "train", folder, folder=folder / "logs", **SETTINGS)
+    return workers.run("tests.fault_run", "train", folder, workers=COUNT, folder=folder / "logs")
 
 
 def digests(folder, worker) -> dict[str, set]:
@@ -96,7 +95,7 @@ def test_killed_workers_resume_exactly(tmp_path, uninterrupted):
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory):
     folder = tmp_path_factory.mktemp("errors")
-    return workers.run("tests.fault_run", "errors", folder, folder=folder / "logs", **SETTINGS)
+    return workers.run("tests.fault_run", "errors", folder, workers=COUNT, folder=folder / "logs")
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ TRAINED += ["noise_scale", "whole"]
 
 
 def results(folder, count) -> list[dict]:
-    settings = {"workers": count, "deadline": DEADLINE, "prepared": True}
-    return run("tests.worker_run", folder / "saved", folder=folder, **settings)
+    return run("tests.worker_run", folder / "saved", workers=count, folder=folder, deadline=DEADLINE)
 
 
 @pytest.fixture(scope="module")

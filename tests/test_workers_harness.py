@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import prepared, workers
-from tests.support import tensorflow_only
+from tests import workers
 from tests.worker_faults import SLEEP
 from tests.workers import WorkerError, one, run, start
 
@@ -32,9 +31,9 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def started(folder, count=1, seconds=30) -> list[int]:
+def started(folder, count=1) -> list[int]:
     """Ids of the processes that have been started, once there are so many."""
-    limit = time.monotonic() + seconds
+    limit = time.monotonic() + 30
     while len(ids := [path.read_text() for path in folder.glob("*.[pc]*[dl]*")]) < count or "" in ids:
         assert time.monotonic() < limit, ids
         time.sleep(0.02)
@@ -171,64 +170,3 @@ def test_ports_in_use_are_tried_once_more(tmp_path):
 def test_no_result(tmp_path):
     with faulty("silent", tmp_path) as cluster, pytest.raises(WorkerError, match="no JSON"):
         cluster.results()
-
-
-prepared_only = tensorflow_only("what `tests.prepared` imports")
-
-
-@prepared_only
-def test_prepared_workers_are_processes_like_others(tmp_path):
-    """Also in what two clusters of the same interpreters have in common: only the interpreter."""
-    ids = []
-    for folder in (tmp_path / "first", tmp_path / "second"):
-        folder.mkdir()
-        with faulty("none", folder, prepared=True, EXTRA="more") as cluster:
-            results = cluster.results()
-        assert [result["index"] for result in results] == [0, 1]
-        assert results[0]["workers"] == results[1]["workers"] == cluster.addresses
-        assert {(result["TF_NUM_INTRAOP_THREADS"], result["EXTRA"]) for result in results} == {("1", "more")}
-        assert len({result["hash"] for result in results}) == 2, "as in interpreters of their own"
-        assert_none_left(folder, 2)
-        ids += started(folder, 2)
-    assert len(set(ids)) == 4
-
-
-@prepared_only
-def test_a_prepared_worker_that_fails_or_is_killed(tmp_path):
-    (tmp_path / "killed").mkdir()
-    with (
-        faulty("status", tmp_path, prepared=True) as cluster,
-        pytest.raises(WorkerError, match="worker 1 ended with status 3") as caught,
-    ):
-        cluster.results()
-    assert "--- worker 1 of 2, status 3\nwhat went wrong" in str(caught.value)
-    with faulty("child_hang", tmp_path / "killed", prepared=True) as cluster:
-        started(tmp_path / "killed", 4)
-        cluster.kill(1)
-        cluster.kill(0)
-        assert cluster.wait() == [-9, -9]
-    assert_none_left(tmp_path / "killed", 4)
-
-
-@prepared_only
-def test_nothing_is_left_of_prepared_workers_when_the_harness_is_killed(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from tests import prepared; from tests.workers import start;"
-        "folder = Path(sys.argv[1]); settings = {'folder': folder / 'logs', 'prepared': True};"
-        "cluster = start('tests.worker_faults', 'child_hang', folder, workers=1, **settings);"
-        "(folder / '0.pid-of-interpreter').write_text(str(prepared.interpreters(1)[0].pid)); cluster.results()"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=workers.ROOT)
-    ids = started(tmp_path, 3, seconds=workers.DEADLINE)
-    parent.kill()
-    parent.wait()
-    assert_none_left(tmp_path, len(ids))
-
-
-@prepared_only
-def test_an_interpreter_that_cannot_import_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "of another world")
-    interpreter = prepared.Interpreter()
-    with pytest.raises(RuntimeError, match="of another world"):
-        interpreter.ask(job={})
-    assert not is_running(interpreter.pid)

@@ -5,7 +5,6 @@
 
 import contextlib
 import faulthandler
-import functools
 import json
 import os
 import runpy
@@ -40,16 +39,15 @@ class WorkerError(RuntimeError):
     """A worker failed or was late; the message holds the end of every worker's log."""
 
 
-def start(module, *arguments, workers, folder, deadline=DEADLINE, prepared=False, **environment) -> "Cluster":
+def start(module, *arguments, workers, folder, deadline=DEADLINE, **environment) -> "Cluster":
     """Starts `python -m module arguments` so many times, with TF_CONFIG if that is more than once.
 
     Args:
         folder: is made where it is missing, and holds what each worker writes: `INDEX.out` and `INDEX.log`.
-        deadline: seconds from the start.
-        prepared: whether the workers are forks of interpreters that have imported Keras already, see `tests.prepared`.
-        environment: variables besides those of this process; too late for what imports read, if `prepared`.
+        deadline: seconds from now.
+        environment: variables besides those of this process.
     """
-    return Cluster([module, *map(str, arguments)], workers, Path(folder), deadline, environment, prepared)
+    return Cluster([module, *map(str, arguments)], workers, Path(folder), deadline, environment)
 
 
 def run(module, *arguments, **settings) -> list[dict]:
@@ -69,9 +67,9 @@ class Cluster:
     Use it in `with`, so that nothing is left of them. `addresses` are those of the workers, `processes` the processes.
     """
 
-    def __init__(self, command, workers, folder, deadline, environment, prepared):
+    def __init__(self, command, workers, folder, deadline, environment):
         self.command, self.workers, self.folder = command, workers, folder
-        self.environment, self.prepared = environment, prepared
+        self.environment, self.deadline = environment, time.monotonic() + deadline
         self.processes = []
         self._has_retried = False
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +78,6 @@ class Cluster:
         except BaseException:
             self.end()
             raise
-        self.deadline = time.monotonic() + deadline
 
     def __enter__(self):
         return self
@@ -124,19 +121,19 @@ class Cluster:
 
     def kill(self, index) -> None:
         """Ends a worker as a machine would that is switched off."""
-        signal_group(self.processes[index].pid, signal.SIGKILL)
+        _signal_group(self.processes[index], signal.SIGKILL)
 
     def end(self) -> None:
         """Ends all that is left of the workers and of what they have started."""
         running = [process for process in self.processes if process.returncode is None]
         for process in running:
-            signal_group(process.pid, signal.SIGTERM)
+            _signal_group(process, signal.SIGTERM)
         limit = time.monotonic() + GRACE
         while any(_status(process) is None for process in running) and time.monotonic() < limit:
             time.sleep(0.02)
         for process in running:
             # Until it is waited for, a process keeps its id, so that no other group can have it.
-            signal_group(process.pid, signal.SIGKILL)
+            _signal_group(process, signal.SIGKILL)
             process.wait()
 
     def output(self, index) -> str:
@@ -150,13 +147,23 @@ class Cluster:
     def _start(self) -> None:
         self.addresses = [f"localhost:{port}" for port in free_ports(self.workers)]
         self.processes = []
-        for index, begin in enumerate(_beginnings(self.workers, self.prepared)):
+        for index in range(self.workers):
             environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
             if self.workers > 1:
                 task = {"type": "worker", "index": index}
                 environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": self.addresses}, "task": task})
-            output, log = (self.folder / f"{index}.{end}" for end in ("out", "log"))
-            self.processes.append(begin(self.command, environment | ENVIRONMENT | self.environment, output, log))
+            command = [sys.executable, "-m", "tests.workers", *self.command]
+            with open(self.folder / f"{index}.out", "wb") as output, open(self.folder / f"{index}.log", "wb") as log:
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=environment | ENVIRONMENT | self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,  # a file, since a pipe fills up
+                    stderr=log,
+                    start_new_session=True,
+                )
+            self.processes.append(process)
 
     def _first_failure(self) -> int | None:
         """The first worker that ended with an error, None once all have ended without."""
@@ -185,51 +192,19 @@ class Cluster:
         raise WorkerError("\n".join(lines))
 
 
-class _Process(subprocess.Popen):
-    """A worker whose interpreter starts anew."""
-
-    def __init__(self, command, environment, output, log):
-        with open(output, "wb") as out, open(log, "wb") as err:
-            super().__init__(
-                [sys.executable, "-m", "tests.workers", *command],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,  # a file, since a pipe fills up
-                stderr=err,
-                start_new_session=True,
-            )
-
-    def status(self) -> int | None:
-        return ended(self.pid)
-
-
-def _beginnings(workers, prepared) -> list:
-    """What begins each of the workers."""
-    if not prepared:
-        return [_Process] * workers
-    from tests.prepared import Fork, interpreters
-
-    return [functools.partial(Fork, interpreter) for interpreter in interpreters(workers)]
-
-
 def _status(process) -> int | None:
-    """The status of a worker that has ended, None while it runs."""
-    return process.status() if process.returncode is None else process.returncode
-
-
-def ended(pid: int) -> int | None:
-    """The status of a child that has ended, which is left to be waited for; None while it runs."""
-    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if found is None:
+    """The status of a process that has ended, which is left to be waited for; None while it runs."""
+    if process.returncode is not None:
+        return process.returncode
+    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
         return None
-    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def signal_group(pid: int, number) -> None:
-    """Signals the group of a process, if it is there."""
+def _signal_group(process, number) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # where a group of zombies cannot be signalled
-        os.killpg(pid, number)
+        os.killpg(process.pid, number)
 
 
 def _end_without(parent) -> None:
@@ -239,13 +214,13 @@ def _end_without(parent) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def run_module(command: list[str]) -> None:
-    """Runs a module with its arguments; on SIGTERM writes to the log where each thread is."""
+def main():
+    """Runs a module; on SIGTERM writes to the log where each thread is."""
     faulthandler.register(signal.SIGTERM, chain=True)
     threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
-    sys.argv = list(command)
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    run_module(sys.argv[1:])
+    main()
