@@ -147,7 +147,8 @@ def assert_agrees(losses, draw=None, **settings):
     assert controller.switch_step == outcome.switch_step
     assert controller.peak == (outcome.eta and pytest.approx(outcome.eta, rel=1e-6))
     for test, decision in zip(controller.tests, outcome.decisions, strict=True):
-        assert test.probability == pytest.approx(decision.probability, abs=1e-5, nan_ok=True)
+        # Factors of ill-conditioned matrices: the last digits are those of the processor's linear algebra.
+        assert test.probability == pytest.approx(decision.probability, abs=1e-4, nan_ok=True)
         assert test.learning_rate == pytest.approx(decision.rate, rel=1e-6, nan_ok=True)
     last, process = outcome.decisions[-1], process_of(controller)
     assert (process.mean, process.amplitude, process.noise) == pytest.approx((last.mean, last.amplitude, last.noise))
