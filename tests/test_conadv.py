@@ -43,8 +43,10 @@ STEPS = 4  # in an epoch
 def _double():
     """Signs of gradients are then those of the reference."""
     keras.backend.set_floatx("float64")
+    keras.mixed_precision.set_global_policy("float64")
     yield
     keras.backend.set_floatx("float32")
+    keras.mixed_precision.set_global_policy("float32")
 
 
 def sgd():
