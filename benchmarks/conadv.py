@@ -36,11 +36,11 @@ import common  # noqa: E402
 
 SHAPE = (32, 32, 3)
 EPSILON = 4 / 64  # of inputs with a standard deviation of about 1
-BASELINE, GOAL = "sequential", 0.78
+BASELINE, AGAIN, GOAL = "sequential", "sequential again", 0.78
 BESIDE = "concurrent, attack on a second device"
 VARIANTS = {
     BASELINE: {"mode": "sequential"},
-    "sequential again": {"mode": "sequential"},
+    AGAIN: {"mode": "sequential"},
     BESIDE: {"mode": "concurrent", "attack_device": "CPU:1"},
     "concurrent": {"mode": "concurrent"},
     "plain training": {"mode": "none"},
@@ -123,7 +123,7 @@ def measure(arguments, cores: int) -> list[dict]:
     variants = {name: training(VARIANTS[name], arguments.batch_size, arguments.steps) for name in names}
     interleaved.measure(variants, 1)
     seconds, waiting = calm_rounds(variants, arguments.rounds, arguments.waiting, arguments.minutes)
-    null = interleaved.ratio(seconds, "sequential again", BASELINE)
+    null = interleaved.ratio(seconds, AGAIN, BASELINE)
     return [
         {
             "keras": common.flavour(),
@@ -138,7 +138,7 @@ def measure(arguments, cores: int) -> list[dict]:
             "waiting": round(waiting, 3),
         }
         for name in names
-        if name not in ("sequential again",)
+        if name != AGAIN
     ]
 
 
@@ -147,7 +147,7 @@ def memory(mode: str, batch_size: int) -> dict:
     model, iterator = build({"mode": mode}, batch_size)
     for _ in range(3):
         model.train_function(iterator)
-    kept = [variable for weights in model._memory.weights for variable in weights]
+    kept = [variable for weights in model._memory.kept.steps for variable in weights]
     second = model.adversarial_set.weights
     batch = batch_size * int(np.prod(SHAPE)) * 4
     return {
@@ -189,9 +189,11 @@ def main() -> None:
     if arguments.quick:
         arguments.batch_size, arguments.rounds, arguments.waiting = 8, 1, 100.0
     if arguments.one:
-        cores = arguments.one.isdigit()
-        mode = arguments.one
-        print(json.dumps(measure(arguments, int(mode)) if cores else [memory(mode, arguments.batch_size)]))
+        number_of_cores = arguments.one.isdigit()
+        rows = (
+            measure(arguments, int(arguments.one)) if number_of_cores else [memory(arguments.one, arguments.batch_size)]
+        )
+        print(json.dumps(rows))
         return
     for cores in arguments.cores:
         rows = in_a_process(arguments, "--one", str(cores))

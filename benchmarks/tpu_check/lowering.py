@@ -20,8 +20,9 @@ from keras_lsb._keras import ops
 from keras_lsb.scaling.noise_scale import COLUMNS, noise_to_signal, signal_and_noise
 from keras_lsb.schedules import LEGW
 from keras_lsb.training import ConAdv, Microbatched
-from keras_lsb.training.attack import Attack, named_inputs
+from keras_lsb.training.attack import Attack
 from keras_lsb.training.look_ahead import Step
+from keras_lsb.training.named_inputs import named_inputs
 from tests import registry
 
 keras = _keras.keras

@@ -1,5 +1,6 @@
 """The attack that makes adversarial examples: its settings, checked, and its steps on a model."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -41,10 +42,10 @@ class Attack:
         """Adversarial versions of `inputs`, of the same shapes and types.
 
         Args:
-            loss_of: function of (inputs, targets of the attack) that returns (loss, predictions), where the targets are
-                a function of the predictions; the loss is the sum over examples, or a positive multiple of it.
+            loss_of: function of (inputs, targets_of) that returns the loss to raise: the sum over examples, or a
+                positive multiple of it. `targets_of` gives the labels to compute it with from the predictions.
             inputs: name -> tensor, of all that is attacked.
-            targets: labels as `loss_of` passes them to its loss.
+            targets: labels of the batch.
             index: number of the batch, which random numbers are drawn for, a scalar tensor.
         """
         balls = {
@@ -80,31 +81,32 @@ class Attack:
         )
         return _stopped(loop[1])
 
-    def warn_of_lost_steps(self, inputs: dict, dtype: str) -> None:
+    def require_attackable(self, inputs: dict) -> None:
+        """Raises a ValueError that names an input without a radius, or with values outside of `value_range`."""
+        for argument in ("epsilon", "step_size"):
+            value = getattr(self, argument)
+            missing = [name for name in inputs if isinstance(value, dict) and name not in value]
+            if missing:
+                raise ValueError(
+                    f"`{argument}` must name every input that is attacked. Received: {value}, without {missing}"
+                )
+        for name, x in inputs.items():
+            value_range = _of_input(self.value_range, name)
+            if value_range is not None:
+                _require_in_range(name, _array(x), value_range)
+
+    def warn_of_lost_steps(self, inputs: dict, compute_dtype: str | None) -> None:
         """Warns where epsilon is less than half of a last digit of the inputs in the type that they are computed in."""
         for name, x in inputs.items():
-            largest = float(np.max(np.abs(x), initial=0))
+            dtype = min(x.dtype.name, compute_dtype or x.dtype.name, key=_digits)
+            largest = float(np.max(np.abs(_array(x)), initial=0))
             radius = np.min(np.abs(np.asarray(_of_input(self.epsilon, name))))
-            half_digit = 2.0 ** (np.floor(np.log2(largest or 1.0)) - _DIGITS.get(dtype, 52)) / 2
+            half_digit = 2.0 ** (np.floor(np.log2(largest or 1.0)) - _digits(dtype)) / 2
             if 0 < radius < half_digit:
                 warnings.warn(
                     f"`epsilon` changes nothing where inputs are largest: {radius:.3g} is less than half a last digit "
                     f"({half_digit:.3g}) of {largest:.3g} in {dtype}, in which input {name!r} is computed",
                     stacklevel=2,
-                )
-
-    def require_in_range(self, inputs: dict) -> None:
-        """Raises a ValueError that names the input whose values leave `value_range`, arrays in host memory."""
-        for name, x in inputs.items():
-            if _of_input(self.value_range, name) is None or not x.size:
-                continue
-            low, high = (np.asarray(bound) for bound in _of_input(self.value_range, name))
-            slack = 1e-5 * (np.abs(high - low))  # bounds and data are rounded separately
-            if (x < low - slack).any() or (x > high + slack).any():
-                raise ValueError(
-                    "Inputs must lie in `value_range`, which clips adversarial examples. Received: "
-                    f"value_range={_of_input(self.value_range, name)}, input {name!r} from {x.min():.6g} to "
-                    f"{x.max():.6g}"
                 )
 
     def _start(self, inputs: dict, balls: dict, index) -> dict:
@@ -153,57 +155,42 @@ class Attack:
                 )
 
 
-_DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}  # binary digits after the first
+def _digits(dtype: str) -> int:
+    """Binary digits of a floating type after the first."""
+    return {"bfloat16": 7, "float16": 10, "float32": 23}.get(dtype, 52)
 
 
-def named_inputs(model, x) -> dict:
-    """The inputs of a model by name; a dict of one for a single tensor, "inputs" where the model has no name for it.
-
-    Raises:
-        ValueError: a structure that is neither a tensor nor a flat list, tuple or dict of tensors.
-    """
-    if isinstance(x, dict):
-        named = dict(x)
-    elif isinstance(x, (list, tuple)):
-        names = _input_names(model)
-        names = names if len(names) == len(x) else [str(index) for index in range(len(x))]
-        named = dict(zip(names, x, strict=True))
-    else:
-        return {(_input_names(model) or ["inputs"])[0]: x}
-    if any(isinstance(value, (dict, list, tuple)) for value in named.values()):
-        raise ValueError(f"Inputs must be a tensor, or a flat list or dict of tensors. Received: {type(x).__name__}")
-    return named
+def _array(x) -> np.ndarray:
+    return np.asarray(tf.cast(x, tf.float64))
 
 
-def _input_names(model) -> list:
-    return [getattr(one, "name", "").split(":")[0] for one in getattr(model, "inputs", None) or ()]
+def _require_in_range(name: str, x: np.ndarray, value_range) -> None:
+    low, high = (np.asarray(bound) for bound in value_range)
+    slack = 1e-5 * np.abs(high - low)  # bounds and data are rounded separately
+    if (x < low - slack).any() or (x > high + slack).any():
+        raise ValueError(
+            "Inputs must lie in `value_range`, which clips adversarial examples. Received: "
+            f"value_range={value_range}, input {name!r} from {x.min():.6g} to {x.max():.6g}"
+        )
 
 
-def with_inputs(x, named: dict, changed: dict):
-    """The structure `x`, whose inputs by name are `named`, with some of them changed."""
-    values = {**named, **changed}
-    if isinstance(x, dict):
-        return values
-    return type(x)(values.values()) if isinstance(x, (list, tuple)) else next(iter(values.values()))
-
-
-def perturbed_inputs(named: dict, perturb) -> dict:
-    """Those of the inputs by name that are attacked: all, or those that `perturb` names.
+def device_scope(devices):
+    """The scope of the device to attack on: that of `devices`, one for all replicas or a list with one for each.
 
     Raises:
-        ValueError: a name that no input has, or an input that is not of a floating type.
+        ValueError: a list that is shorter than this process has replicas.
     """
-    missing = [name for name in perturb or () if name not in named]
-    if missing:
-        raise ValueError(f"`perturb` must name inputs, which are {list(named)}. Received: perturb={list(perturb)}")
-    chosen = {name: x for name, x in named.items() if perturb is None or name in perturb}
-    for name, x in chosen.items():
-        if not x.dtype.is_floating:
-            raise ValueError(
-                f"Only inputs of a floating type can be attacked: cast {name!r}, or name others with `perturb`. "
-                f"Received: input {name!r} of type {x.dtype.name}"
-            )
-    return chosen
+    if devices is None:
+        return contextlib.nullcontext()  # None would have TensorFlow leave the device of the replica
+    if isinstance(devices, str):
+        return tf.device(devices)
+    replica = int(tf.get_static_value(tf.convert_to_tensor(replica_index())) or 0)
+    if replica >= len(devices):
+        raise ValueError(
+            "`attack_device` must be one device, or name one for each replica of this process. "
+            f"Received: attack_device={devices}, replica {replica}"
+        )
+    return tf.device(devices[replica])
 
 
 def _stopped(images: dict) -> dict:

@@ -49,10 +49,8 @@ class AdversarialSet(keras.layers.Layer):
             for source, variable in zip(layer.weights, twin.weights, strict=True):
                 variable.assign(_keras.read(source))
 
-    def in_place(self, really: bool = True):
-        """A context in which the model normalizes with this set, if `really`."""
-        if not really:
-            return contextlib.nullcontext()
+    def in_place(self):
+        """A context in which the model normalizes with this set."""
         pairs = list(zip(self._originals, self.layers, strict=True))
         for layer, twin in pairs:
             if twin.trainable != layer.trainable:

@@ -10,16 +10,18 @@ import numpy as np
 
 from keras_lsb import _keras
 from keras_lsb._checks import choice, non_negative, whole
-from keras_lsb.distribute.reduction import local_variable, replica_count, replica_index, sum_over_replicas
+from keras_lsb.distribute.reduction import local_variable, replica_count, sum_over_replicas
 from keras_lsb.training.microbatched import Microbatched
 
 tf = _keras.tensorflow
 if tf is not None:
     from keras_lsb.training import tensorflow_step
-    from keras_lsb.training.attack import Attack, named_inputs, perturbed_inputs, with_inputs
+    from keras_lsb.training.attack import Attack, device_scope
     from keras_lsb.training.branch_losses import additional_loss, branch_loss
     from keras_lsb.training.branches import AdversarialSet, leaving_state, normalizations, swapped
+    from keras_lsb.training.kept_weights import KeptWeights
     from keras_lsb.training.look_ahead import LookAhead, Step
+    from keras_lsb.training.named_inputs import named_inputs, perturbed_inputs, with_inputs
 
 MODES = ("concurrent", "sequential", "adversarial", "none")
 
@@ -176,7 +178,7 @@ class ConAdv(Microbatched):
         adversarial = step.adversarial
         if adversarial is None:
             adversarial = {} if self.mode == "none" else self.craft_now(step.batch)
-        self._keep_weights()
+        self._memory.kept.keep()
         logs = tensorflow_step.train_step(self, ((x, adversarial), y, sample_weight))
         self.steps.assign_add(1.0)
         return logs
@@ -203,17 +205,12 @@ class ConAdv(Microbatched):
                 loss = branch_loss(self, attacked, targets_of(y_pred), y_pred)
             return tf.cast(loss, tf.float32) * tf.cast(tf.shape(_keras.leaves(x)[0])[0], tf.float32)
 
-        with self._on_attack_device(), swapped(values):
+        with device_scope(self.attack_device), swapped(values):
             return self.attack(loss_of, perturbed_inputs(named, self.perturb), y, index)
 
     def craft_now(self, batch) -> dict:
         """Adversarial versions of the batch that is trained on next, with the weights kept for it."""
-        values = []
-        for oldest in self._memory.weights[:1]:
-            values = [
-                (weight, tf.convert_to_tensor(kept)) for weight, kept in zip(self._attacked(), oldest, strict=True)
-            ]
-        return self.craft(batch, tf.convert_to_tensor(self.steps), values)
+        return self.craft(batch, tf.convert_to_tensor(self.steps), self._memory.kept.oldest())
 
     def adversarial_examples(self, x, y, *, batch_size: int = 128):
         """Adversarial versions of x, NumPy arrays in its structure, against the model as it is used.
@@ -242,12 +239,15 @@ class ConAdv(Microbatched):
         if self._memory.prepared:
             return
         if self._memory.complete:
-            self._require_kept()
+            self._memory.kept.require(self.trainable_variables)
         shares = self._shares(batch)
         with self.distribute_strategy.scope():
             self._build(shares[0])
         if self.mode != "none":
-            self._require_attackable([named_inputs(self.model, x) for x, _, _ in shares])
+            for x, _, _ in shares:
+                chosen = perturbed_inputs(named_inputs(self.model, x), self.perturb)
+                self.attack.require_attackable(chosen)
+            self.attack.warn_of_lost_steps(chosen, getattr(self.model, "compute_dtype", None))
         if float(_keras.read(self.steps)) == 0:
             self._begin()
         self._memory.prepared = True
@@ -299,7 +299,8 @@ class ConAdv(Microbatched):
 
     def _symbolic_build(self, *arguments, data_batch=None, **keywords):
         """Keras 3 makes the optimizer's variables in it: those of the adversarial set must exist before."""
-        self._build_inner(_keras.unpack(data_batch)[0])
+        if not self._memory.complete:
+            self._build_inner(_keras.unpack(data_batch)[0])
         return super()._symbolic_build(*arguments, data_batch=data_batch, **keywords)
 
     def _build(self, batch) -> None:
@@ -325,12 +326,7 @@ class ConAdv(Microbatched):
         with self.distribute_strategy.scope():
             if self._has_two_branches:
                 self.adversarial_set.fill(self.model)
-            for age in range(self.look_ahead):
-                kept = [
-                    _keras.add_local_weight(self, f"kept_{age}_{number}", tuple(v.shape), _keras.dtype_name(v))
-                    for number, v in enumerate(self._attacked())
-                ]
-                self._memory.weights.append(kept)
+            self._memory.kept = KeptWeights(self, self._attacked(), self.look_ahead)
             self._memory.losses = local_variable([3], "float32")
         self._memory.complete = True
         self._begin()
@@ -338,52 +334,18 @@ class ConAdv(Microbatched):
     def _begin(self) -> None:
         """Before the first step: the adversarial set is that of the model, and so are the weights of former steps."""
         self.adversarial_set.copy()
-        for kept in self._memory.weights:
-            for variable, copy in zip(self._attacked(), kept, strict=True):
-                copy.assign(_keras.read(variable))
+        self._memory.kept.fill()
 
     def _attacked(self) -> list:
         """The variables that attacks depend on and steps change; at inference those are moving statistics too."""
-        if self._memory.attacked is None:
-            self._memory.attacked = list(self.trainable_variables)
-            if not self.attack_training:
-                layers = self.adversarial_set.layers if self._has_two_branches else normalizations(self.model)
-                self._memory.attacked += [variable for layer in layers for variable in layer.non_trainable_variables]
-        return self._memory.attacked
-
-    def _require_kept(self) -> None:
-        known = {id(variable) for variable in self._attacked()}
-        added = [variable.name for variable in self.trainable_variables if id(variable) not in known]
-        if added and self.look_ahead:
-            raise ValueError(
-                "Weights must be trainable when `ConAdv` wraps them, which keeps them as they were in former steps. "
-                f"Received: weights that were not trainable then, {added}"
-            )
-
-    def _keep_weights(self) -> None:
-        """Puts the present weights behind those that are kept, and forgets the oldest."""
-        values = [[tf.convert_to_tensor(kept) for kept in weights] for weights in self._memory.weights[1:]]
-        values.append([tf.convert_to_tensor(variable) for variable in self._attacked()])
-        for kept, new in zip(self._memory.weights, values, strict=False):
-            for variable, value in zip(kept, new, strict=True):
-                variable.assign(value)
+        attacked = list(self.trainable_variables)
+        if not self.attack_training:
+            layers = self.adversarial_set.layers if self._has_two_branches else normalizations(self.model)
+            attacked += [variable for layer in layers for variable in layer.non_trainable_variables]
+        return attacked
 
     def _normalizing(self, main_set: bool):
-        return self.adversarial_set.in_place(not main_set)
-
-    def _on_attack_device(self):
-        devices = self.attack_device
-        if devices is None:
-            return contextlib.nullcontext()  # None would have TensorFlow leave the device of the replica
-        if isinstance(devices, str):
-            return tf.device(devices)
-        replica = int(tf.get_static_value(tf.convert_to_tensor(replica_index())) or 0)
-        if replica >= len(devices):
-            raise ValueError(
-                "`attack_device` must be one device, or name one for each replica of this process. "
-                f"Received: attack_device={devices}, replica {replica}"
-            )
-        return tf.device(devices[replica])
+        return contextlib.nullcontext() if main_set else self.adversarial_set.in_place()
 
     def _attack_at_inference(self, batch, index):
         return self.craft(batch, index, main_set=True, training=False)
@@ -404,33 +366,13 @@ class ConAdv(Microbatched):
             for index in range(len(local(_keras.leaves(batch)[0])))
         ]
 
-    def _require_attackable(self, shares: list) -> None:
-        """Raises a ValueError where the inputs of the first batch, by name for each replica, cannot be attacked."""
-        for named in shares:
-            chosen = perturbed_inputs(named, self.perturb)
-            self._require_radii(chosen)
-            arrays = {name: np.asarray(tf.cast(value, tf.float64)) for name, value in chosen.items()}
-            self.attack.require_in_range(arrays)
-        for name, value in chosen.items():
-            self.attack.warn_of_lost_steps({name: arrays[name]}, _coarser(value.dtype.name, self.model))
-
-    def _require_radii(self, chosen: dict) -> None:
-        for name in ("epsilon", "step_size"):
-            value = getattr(self.attack, name)
-            missing = [one for one in chosen if isinstance(value, dict) and one not in value]
-            if missing:
-                raise ValueError(
-                    f"`{name}` must name every input that is attacked. Received: {value}, without {missing}"
-                )
-
 
 class Memory:
     """What a model holds for training, out of sight of Keras' tracking, or tracked as weights already."""
 
     def __init__(self):
         self.complete = self.prepared = False
-        self.attacked = None  # the variables that attacks depend on
-        self.weights = []  # for each former step, the oldest first, the values of these
+        self.kept = None  # `KeptWeights` of what attacks depend on
         self.losses = None  # of the branches: [examples, sum of the main one, sum of the adversarial one]
         self.attack_function = None
 
@@ -444,10 +386,3 @@ def _pair_of_weights(weights) -> tuple[float, float]:
 
 def _devices(devices):
     return devices if isinstance(devices, str) else [str(device) for device in devices]
-
-
-def _coarser(dtype: str, model) -> str:
-    """The type with fewer digits of an input's own and the one that a model computes in."""
-    computed = getattr(model, "compute_dtype", None) or dtype
-    digits = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}
-    return min(dtype, computed, key=lambda name: digits.get(name, 52))

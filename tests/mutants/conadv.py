@@ -3,7 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 _CONADV, _ATTACK, _LOOK_AHEAD = "training/conadv.py", "training/attack.py", "training/look_ahead.py"
-_BRANCHES, _RULE = "training/branches.py", "rules/attack.py"
+_BRANCHES, _KEPT, _RULE = "training/branches.py", "training/kept_weights.py", "rules/attack.py"
 _AGREES = "test_conadv.py::test_arguments_agree_with_the_reference[{}]"
 _EXAMPLES, _STATE, _GRAPH = "test_conadv_attack.py::{}", "test_conadv_state.py::{}", "test_conadv_graph.py::{}"
 _BATCHES = "test_conadv.py::test_train_on_batch_agrees_with_the_reference[1]"
@@ -21,14 +21,14 @@ CONADV = (
     ),
     Mutant(
         "kept_weights_not_used",
-        _CONADV,
-        "for oldest in self._memory.weights[:1]:",
-        "for oldest in self._memory.weights[:0]:",
+        _KEPT,
+        "for step in self.steps[:1]",
+        "for step in self.steps[:0]",
         (_BATCHES,),
     ),
     Mutant(
         "weights_of_before_the_start_are_zero",
-        _CONADV,
+        _KEPT,
         "copy.assign(_keras.read(variable))",
         "copy.assign(0 * _keras.read(variable))",
         (_BATCHES,),
@@ -36,8 +36,8 @@ CONADV = (
     Mutant(
         "kept_weights_of_after_the_update",
         _CONADV,
-        "        self._keep_weights()\n" + _TRAINS,
-        _TRAINS + "        self._keep_weights()\n",
+        "        self._memory.kept.keep()\n" + _TRAINS,
+        _TRAINS + "        self._memory.kept.keep()\n",
         (_BATCHES,),
     ),
     Mutant(
