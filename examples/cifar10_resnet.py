@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "adamp": (AdamP, {"learning_rate": 0.001, "weight_decay": 0.01, "warmup_epochs": 0.1}),
 }
 CLASSES = 10
+MEAN, STD = 128, 64  # of the pixels, as the network gets them
 
 
 def parse_arguments():
@@ -60,23 +61,31 @@ def load(data_dir: str | None):
     return tfds.as_numpy(parts)
 
 
-def batches(tf, images, labels, batch_size: int, *, seed: int | None = None, steps: int | None = None):
-    """Scaled batches; with a seed also shuffled and augmented: a random crop of the padded image, and a flip."""
+def scaled(images):
+    """Pixels, of a floating type, in the units of the network's inputs."""
+    return (images - MEAN) / STD
+
+
+def batches(
+    tf, images, labels, batch_size: int, *, seed: int | None = None, steps: int | None = None, augmented: bool = True
+):
+    """Scaled batches; with a seed also shuffled, and augmented: a random crop of the padded image, and a flip."""
     height, width, channels = images.shape[1:]
     padding = height // 8  # 4 pixels at CIFAR-10's 32
 
     def augment(image, label):
-        image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]], constant_values=128)
+        image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]], constant_values=MEAN)
         image = tf.image.random_crop(image, (height, width, channels))
         # A mirrored digit is another digit, a mirrored photograph shows the same object.
         return tf.image.random_flip_left_right(image) if channels == 3 else image, label
 
     def scale(image, label):
-        return (tf.cast(image, tf.float32) - 128) / 64, label
+        return scaled(tf.cast(image, tf.float32)), label
 
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     if seed is not None:
-        dataset = dataset.shuffle(len(images), seed=seed).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.shuffle(len(images), seed=seed)
+        dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE) if augmented else dataset
     dataset = dataset.batch(batch_size).map(scale)
     return (dataset.take(steps) if steps else dataset).prefetch(tf.data.AUTOTUNE)
 

@@ -69,18 +69,25 @@ def mirrored(count: int):
 
 
 @contextlib.contextmanager
-def picture(path: Path):
-    """The axes of a figure without a screen, which is saved at the end."""
+def pictures(path: Path, rows: int = 1, columns: int = 1, *, size=(7, 4.5), dpi: int = 150):
+    """The axes of a figure without a screen, one or an array of them, which is saved at the end; `size` in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained")
     yield axes
-    axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=dpi)
     pyplot.close(figure)
+
+
+@contextlib.contextmanager
+def picture(path: Path):
+    """The axes of a figure with a grid."""
+    with pictures(path) as axes:
+        yield axes
+        axes.grid(alpha=0.25)
 
 
 def load_digits(data_dir: str | None, hold_out: bool = False):

@@ -28,7 +28,6 @@ from keras_lsb.schedules import LEGW
 from keras_lsb.training import ConAdv, input_units
 
 MODES = ("none", "sequential", "concurrent")
-MEAN, STD = 128, 64  # of the pixels, as cifar10_resnet.py scales them
 BASE_BATCH_SIZE = 128  # that of the recipe
 MOMENTUM = 0.9  # of batch normalization, for runs of few steps
 RECIPE = cifar10_resnet.OPTIMIZERS["lars"][1]
@@ -62,20 +61,6 @@ def parse_arguments():
     return arguments
 
 
-def batches(tf, arguments, images, labels, steps: int):
-    """Batches to train on: shuffled, and augmented if so asked for."""
-    if arguments.augment:
-        return cifar10_resnet.batches(tf, images, labels, arguments.batch_size, seed=arguments.seed, steps=steps)
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images), seed=arguments.seed)
-    dataset = dataset.batch(arguments.batch_size).map(lambda image, label: (scaled(tf.cast(image, tf.float32)), label))
-    return dataset.take(steps).prefetch(tf.data.AUTOTUNE)
-
-
-def scaled(images):
-    """Pixels in the units of the network's inputs."""
-    return (images - MEAN) / STD
-
-
 def build_model(keras, shape: tuple[int, ...], dtype: str):
     """ResNet-20; where it computes in bfloat16, its last layer computes in float32."""
     if dtype == "float32":
@@ -89,7 +74,7 @@ def build_model(keras, shape: tuple[int, ...], dtype: str):
 def compiled(keras, arguments, shape: tuple[int, ...], steps: int):
     """The network of one run, with the recipe at its batch size."""
     model = build_model(keras, shape, arguments.dtype)
-    units = input_units(arguments.epsilon, mean=MEAN, std=STD)
+    units = input_units(arguments.epsilon, mean=cifar10_resnet.MEAN, std=cifar10_resnet.STD)
     model = ConAdv(
         model,
         units.epsilon,
@@ -147,7 +132,15 @@ def train(arguments, data) -> dict:
     model = compiled(keras, arguments, images.shape[1:], steps)
     marks = [time.perf_counter()]
     model.fit(
-        batches(tf, arguments, images, labels, steps),
+        cifar10_resnet.batches(
+            tf,
+            images,
+            labels,
+            arguments.batch_size,
+            seed=arguments.seed,
+            steps=steps,
+            augmented=arguments.augment,
+        ),
         epochs=arguments.epochs,
         shuffle=False,  # the data set is shuffled already
         verbose=2,
@@ -156,7 +149,7 @@ def train(arguments, data) -> dict:
             keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: marks.append(time.perf_counter())),
         ],
     )
-    held_out = scaled(held_out_images.astype("float32"))
+    held_out = cifar10_resnet.scaled(held_out_images.astype("float32"))
     loss, accuracy = model.evaluate(held_out, held_out_labels, batch_size=500, verbose=0)[:2]
     attacked = model.adversarial_examples(held_out, held_out_labels, batch_size=500)
     attacked_loss, attacked_accuracy = model.evaluate(attacked, held_out_labels, batch_size=500, verbose=0)[:2]
@@ -188,28 +181,22 @@ def history(folder: Path) -> dict:
 
 def plot(clean, attacked, predicted, names, path: Path) -> None:
     """Images, the same attacked, and the difference, enlarged until it fills the range; above each what is seen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     difference = np.asarray(attacked) - clean
     largest = np.abs(difference).max() or 1.0
     rows = {
-        "clean": (clean * STD + MEAN) / 255,
-        "attacked": (np.asarray(attacked) * STD + MEAN) / 255,
-        f"difference\n x {255 / STD / 2 / largest:.1f}": 0.5 + difference / largest / 2,
+        "clean": (clean * cifar10_resnet.STD + cifar10_resnet.MEAN) / 255,
+        "attacked": (np.asarray(attacked) * cifar10_resnet.STD + cifar10_resnet.MEAN) / 255,
+        f"difference\n x {255 / cifar10_resnet.STD / 2 / largest:.1f}": 0.5 + difference / largest / 2,
     }
-    figure, axes = pyplot.subplots(len(rows), len(clean), figsize=(len(clean), 1.3 * len(rows)), layout="constrained")
-    for row, ((title, pictures), places) in enumerate(zip(rows.items(), axes, strict=True)):
-        places[0].set_ylabel(title)
-        for column, (place, picture) in enumerate(zip(places, pictures, strict=True)):
-            place.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1)
-            place.set(xticks=[], yticks=[])
-            if row < len(predicted):
-                place.set_title(names[predicted[row][column]], fontsize=9)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    size = (len(clean), 1.3 * len(rows))
+    with common.pictures(path, len(rows), len(clean), size=size, dpi=120) as axes:
+        for row, ((title, images), places) in enumerate(zip(rows.items(), axes, strict=True)):
+            places[0].set_ylabel(title)
+            for column, (place, image) in enumerate(zip(places, images, strict=True)):
+                place.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1)
+                place.set(xticks=[], yticks=[])
+                if row < len(predicted):
+                    place.set_title(names[predicted[row][column]], fontsize=9)
 
 
 def summary(runs: list[dict]) -> dict:
