@@ -158,7 +158,7 @@ class _Staircase:
         while (rows := np.flatnonzero(low < high)).size:
             middle = (low[rows] + high[rows]) // 2
             serves = np.zeros(len(rows), bool)
-            for multiplier in self.scale[rows].floor_times_power(middle):
+            for multiplier in self.scale[rows].floor_and_ceil_times_power(middle):
                 open_rows = np.flatnonzero(~serves)
                 least, largest = self._offsets(rows[open_rows], multiplier[open_rows], middle[open_rows])
                 serves[open_rows] = least <= largest
@@ -174,7 +174,7 @@ class _Staircase:
         multipliers = np.zeros(len(rows), object)
         offsets = np.array([int(first) << int(shift) for first, shift in zip(self.first, shifts, strict=True)], object)
         nearest = np.where(self.constant, -1.0, np.inf)
-        for multiplier in self.scale.floor_times_power(shifts):
+        for multiplier in self.scale.floor_and_ceil_times_power(shifts):
             least, largest = self._offsets(rows, multiplier, shifts)
             distance = np.abs(multiplier.astype(float) - exact)
             for row in np.flatnonzero((least <= largest) & (distance < nearest)).tolist():

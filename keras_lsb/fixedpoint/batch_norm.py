@@ -55,25 +55,25 @@ def from_batch_norm(
     >>> from_batch_norm([2.0], [0.5], [0.0], [1.0], 0.0, input_scale=0.1, output_scale=0.1)[:3]
     (array([2]), array([5]), 0)
     """
-    epsilon, choice_of = non_negative("epsilon", epsilon), choice("activation", activation, ACTIVATIONS)
+    epsilon, activation = non_negative("epsilon", epsilon), choice("activation", activation, ACTIVATIONS)
     input_scale, output_scale = positive("input_scale", input_scale), positive("output_scale", output_scale)
     slope, intercept = _float_affine(gamma, beta, mean, variance, epsilon)
-    scale = slope * input_scale / output_scale
+    scale = slope * input_scale
     if kernel_scale is not None:
         kernel_scale = np.asarray(kernel_scale, "float64")
         if input_range is None:
             raise ValueError("`input_range` must be that of the accumulator with a `kernel_scale`. Received: None")
         if not (kernel_scale > 0).all():
             raise ValueError(f"`kernel_scale` must be positive. Received: {float(np.min(kernel_scale))}")
-        scale = slope * input_scale * kernel_scale / output_scale
+        scale = scale * kernel_scale
     if bias is not None:
         intercept = intercept + slope * np.asarray(bias, "float64")
     offset = intercept / output_scale + output_zero_point
     low, high = quantized_range
     if input_range is None:
         input_range = (low - input_zero_point, high - input_zero_point)
-    output_range = _activated(choice_of, low, high, output_scale, output_zero_point)
-    return solve(scale, offset, input_range, output_range, **options)
+    output_range = _activated(activation, low, high, output_scale, output_zero_point)
+    return solve(scale / output_scale, offset, input_range, output_range, **options)
 
 
 def _float_affine(gamma, beta, mean, variance, epsilon):

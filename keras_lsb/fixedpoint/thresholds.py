@@ -29,7 +29,7 @@ class Rationals(NamedTuple):
     def __abs__(self):
         return Rationals(np.abs(self.values), None if self.exact is None else np.abs(self.exact))
 
-    def floor_times_power(self, shifts) -> tuple[np.ndarray, np.ndarray]:
+    def floor_and_ceil_times_power(self, shifts) -> tuple[np.ndarray, np.ndarray]:
         """floor and ceil of each times 2^shift: float64, or Python integers for fractions."""
         if self.exact is None:
             products = np.ldexp(self.values, shifts)
