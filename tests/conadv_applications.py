@@ -4,8 +4,6 @@ The file is loaded in a process that cannot import the package, and must predict
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,21 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from keras_lsb.training import ConAdv
+from tests.conadv_problem import run_without_package
 from tests.support import LEGACY, keras
 
 NAMES = ("ResNet50", "EfficientNetB0")
 SHAPE, CLASSES, BATCH = (64, 64, 3), 10, 8
 
 _LOAD = """
-import sys
-sys.modules["keras_lsb"] = None
-import numpy as np
-if sys.argv[1] == "1":
-    import tf_keras as keras
-else:
-    import keras
-model = keras.models.load_model(sys.argv[2] + "/model.keras")
-np.save(sys.argv[2] + "/found.npy", model.predict(np.load(sys.argv[2] + "/x.npy"), verbose=0))
+model = keras.models.load_model("model.keras")
+np.save("found.npy", model.predict(np.load("x.npy"), verbose=0))
 """
 
 
@@ -54,8 +46,7 @@ def check(name: str, steps: int = 3) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save(str(Path(folder) / "model.keras"))
         np.save(Path(folder) / "x.npy", x)
-        command = [sys.executable, "-c", _LOAD, "1" if LEGACY else "0", folder]
-        subprocess.run(command, check=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, cwd=folder)
+        run_without_package(_LOAD, folder)
         found = np.load(Path(folder) / "found.npy")
     wanted = model.predict(x, verbose=0)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)

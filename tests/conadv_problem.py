@@ -1,10 +1,15 @@
 """Models and data for the tests of `training.ConAdv`, its reference on them, and any model trained by hand."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 
 from keras_lsb.training import ConAdv
+from tests.microbatches import weights
 from tests.reference import conadv as reference
-from tests.support import TENSORFLOW, assert_all_close, assert_close, keras, to_numpy
+from tests.support import LEGACY, TENSORFLOW, assert_all_close, assert_close, keras, to_numpy
 
 if TENSORFLOW:
     import tensorflow as tf
@@ -45,6 +50,12 @@ def network(l2: float = 0.0):
     model = keras.Sequential([keras.layers.Input((4,)), *layers(l2)])
     model.set_weights(INITIAL)
     return model
+
+
+def without_normalization():
+    """A network like it, but for its normalization."""
+    dense, _, active, output = layers()
+    return keras.Sequential([keras.layers.Input((4,)), dense, active, output])
 
 
 def cross_entropy(**arguments):
@@ -104,21 +115,9 @@ def expected(rule=None, y=Y, sample_weight=None, **settings) -> list[reference.S
     return reference.train_with_stale_weights(reference.start(*INITIAL), batches(y, sample_weight), rule)
 
 
-def weights(model) -> list[np.ndarray]:
-    """Those of the model inside a wrapper, or of a plain one, layer by layer."""
-    return [np.asarray(weight, "float64") for weight in getattr(model, "model", model).get_weights()]
-
-
 def adversarial_weights(model) -> list[np.ndarray]:
     """Those of the second set, layer by layer."""
     return [to_numpy(variable) for layer in model.adversarial_set.layers for variable in layer.weights]
-
-
-def state(model) -> list[np.ndarray]:
-    """All that a model holds: weights, metrics, the optimizer, and what attacks need."""
-    variables = [*model.weights, *model.optimizer.variables] if TENSORFLOW else []
-    variables += [variable for metric in model.metrics for variable in metric.variables]
-    return [np.asarray(variable.numpy()) for variable in variables]
 
 
 def assert_agrees(model, steps, atol=1e-6):
@@ -150,6 +149,33 @@ def assert_same(found, wanted):
     assert len(found) == len(wanted)
     for left, right in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+_WITHOUT_PACKAGE = """
+import sys
+sys.modules["keras_lsb"] = None
+import json
+import numpy as np
+if sys.argv[1] == "1":
+    import tf_keras as keras
+else:
+    import keras
+"""
+
+
+def run_without_package(code: str, folder) -> str:
+    """What `code` prints in a process in `folder` that cannot import the package; it has json, np and keras."""
+    command = [sys.executable, "-c", _WITHOUT_PACKAGE + code, "1" if LEGACY else "0"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def train_by_hand(make, data, staleness=0, epsilon=0.25, attacked=None, loss=None):

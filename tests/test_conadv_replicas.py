@@ -5,6 +5,7 @@ import pytest
 
 from tests.conadv_problem import (
     CLASSES,
+    GRAPH,
     RATE,
     X,
     Y,
@@ -13,6 +14,7 @@ from tests.conadv_problem import (
     fit,
     layers,
     weights,
+    without_normalization,
 )
 from tests.support import LEGACY, TENSORFLOW, assert_all_close, keras, tensorflow_only
 
@@ -23,13 +25,6 @@ if TENSORFLOW:
 
 pytestmark = tensorflow_only("tf.distribute.MirroredStrategy")
 IMAGES, ONE_HOT = X[:17].astype("float32"), Y[:17].astype("float32")  # batches of 8, 8 and 1: an empty share
-GRAPH = {"run_eagerly": False}
-
-
-def plain():
-    """Without normalization."""
-    dense, _, active, output = layers()
-    return keras.Sequential([keras.layers.Input((4,)), dense, active, output])
 
 
 def synchronized():
@@ -65,7 +60,7 @@ def assert_same_training(make, images=IMAGES, devices=None, **arguments):
     ("staleness", "devices"), [(0, None), (1, None), (2, ["CPU:2", "CPU:3"]), (1, "CPU:2")], ids=str
 )
 def test_fact_13_two_halves_are_one_batch(staleness, devices):
-    assert_same_training(plain, staleness=staleness, devices=devices)
+    assert_same_training(without_normalization, staleness=staleness, devices=devices)
 
 
 def test_synchronized_normalization():
@@ -86,8 +81,8 @@ def test_saved_statistics_are_the_mean_of_the_replicas():
 
 def test_a_device_for_each_replica_is_needed():
     with pytest.raises(ValueError, match="`attack_device` must be one device, or name one for each replica"):
-        trained(plain, 2, staleness=1, attack_device=["CPU:2"])
+        trained(without_normalization, 2, staleness=1, attack_device=["CPU:2"])
 
 
 def test_shapes_of_these_tests():
-    assert weights(conadv(plain()))[-1].shape == (CLASSES,)
+    assert weights(conadv(without_normalization()))[-1].shape == (CLASSES,)

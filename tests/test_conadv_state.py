@@ -1,9 +1,6 @@
 """What `training.ConAdv` holds and saves: the second set, attacks that change nothing, files of the model, going on."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +21,9 @@ from tests.conadv_problem import (
     fit,
     layers,
     network,
+    run_without_package,
     weights,
+    without_normalization,
 )
 from tests.support import LEGACY, TENSORFLOW, assert_all_close, keras, tensorflow_only
 
@@ -41,11 +40,6 @@ def with_dropout():
     model = keras.Sequential([keras.layers.Input((4,)), dense, normal, active, keras.layers.Dropout(0.25), output])
     model.set_weights(network().get_weights())
     return model
-
-
-def without_normalization():
-    dense, _, active, output = layers()
-    return keras.Sequential([keras.layers.Input((4,)), dense, active, output])
 
 
 def everything(model) -> list[np.ndarray]:
@@ -143,17 +137,10 @@ def test_weights_that_are_unfrozen_later_are_refused():
 
 
 _LOAD = """
-import json, sys
-sys.modules["keras_lsb"] = None
-import numpy as np
-if sys.argv[1] == "1":
-    import tf_keras as keras
-else:
-    import keras
 import tensorflow as tf
-x = np.array(json.load(open(sys.argv[2] + "/x.json")), "float32")
-model = keras.models.load_model(sys.argv[2] + "/model.keras")
-exported = tf.saved_model.load(sys.argv[2] + "/exported")
+x = np.array(json.load(open("x.json")), "float32")
+model = keras.models.load_model("model.keras")
+exported = tf.saved_model.load("exported")
 served = exported.serve(x)
 names = [f"{w.name} {list(w.shape)}" for w in model.weights]
 print(json.dumps([np.array(model(x)).tolist(), np.array(served).tolist(), names]))
@@ -166,10 +153,7 @@ def test_fact_9_saved_and_exported_models_need_no_package(tmp_path):
     model.save(tmp_path / "model.keras")
     model.export(str(tmp_path / "exported"))
     (tmp_path / "x.json").write_text(json.dumps(IMAGES.tolist()))
-    command = [sys.executable, "-c", _LOAD, "1" if LEGACY else "0", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ}, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    loaded, served, names = json.loads(done.stdout.splitlines()[-1])
+    loaded, served, names = json.loads(run_without_package(_LOAD, tmp_path).splitlines()[-1])
     wanted = model.predict(IMAGES, verbose=0)
     assert_all_close([loaded, served], [wanted, wanted], 1e-6)
     assert names == [f"{w.name} {list(w.shape)}" for w in network().weights]
