@@ -47,8 +47,8 @@ VARIANTS = {
 }
 
 
-def build(settings: dict, batch_size: int):
-    """A ResNet-20 that trains with `ConAdv`, and an endless iterator of one batch."""
+def build(settings: dict, batch_size: int, blocks: int):
+    """A network that trains with `ConAdv`, and an endless iterator of one batch."""
     import tensorflow as tf
 
     from keras_lsb.training import ConAdv
@@ -58,16 +58,16 @@ def build(settings: dict, batch_size: int):
     images = random.normal(size=(batch_size, *SHAPE)).astype("float32")
     labels = random.integers(0, cifar10_resnet.CLASSES, batch_size)
     data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat()
-    model = ConAdv(cifar10_resnet.build_model(keras, SHAPE), EPSILON, **settings)
+    model = ConAdv(cifar10_resnet.build_model(keras, SHAPE, blocks=blocks), EPSILON, **settings)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(1e-6, momentum=0.9), loss, jit_compile=False)
     model.fit(data, epochs=1, steps_per_epoch=3, shuffle=False, verbose=0)
     return model, iter(data)
 
 
-def training(settings: dict, batch_size: int, steps: int):
+def training(settings: dict, batch_size: int, blocks: int, steps: int):
     """A function that trains for some steps, as one epoch without an end does: always with a batch to look ahead to."""
-    model, iterator = build(settings, batch_size)
+    model, iterator = build(settings, batch_size, blocks)
 
     def train():
         for _ in range(steps):
@@ -120,7 +120,8 @@ def measure(arguments, cores: int) -> list[dict]:
     tf.config.threading.set_inter_op_parallelism_threads(cores)
     common.set_virtual_devices(2)
     names = [name for name in VARIANTS if cores == 2 or name != BESIDE]
-    variants = {name: training(VARIANTS[name], arguments.batch_size, arguments.steps) for name in names}
+    size = (arguments.batch_size, arguments.blocks)
+    variants = {name: training(VARIANTS[name], *size, arguments.steps) for name in names}
     interleaved.measure(variants, 1)
     seconds, waiting = calm_rounds(variants, arguments.rounds, arguments.waiting, arguments.minutes)
     null = interleaved.ratio(seconds, AGAIN, BASELINE)
@@ -129,6 +130,7 @@ def measure(arguments, cores: int) -> list[dict]:
             "keras": common.flavour(),
             "cores": cores,
             "batch_size": arguments.batch_size,
+            "blocks": arguments.blocks,
             "variant": name,
             "ratio": round(interleaved.ratio(seconds, name, BASELINE), 3),
             "null": round(null, 3),
@@ -142,9 +144,9 @@ def measure(arguments, cores: int) -> list[dict]:
     ]
 
 
-def memory(mode: str, batch_size: int) -> dict:
+def memory(mode: str, batch_size: int, blocks: int) -> dict:
     """What training in one mode takes, measured in this process, in megabytes."""
-    model, iterator = build({"mode": mode}, batch_size)
+    model, iterator = build({"mode": mode}, batch_size, blocks)
     for _ in range(3):
         model.train_function(iterator)
     kept = [variable for weights in model._memory.kept.steps for variable in weights]
@@ -154,6 +156,7 @@ def memory(mode: str, batch_size: int) -> dict:
         "keras": common.flavour(),
         "mode": mode,
         "batch_size": batch_size,
+        "blocks": blocks,
         "kept_weights_mb": megabytes(sum(4 * int(np.prod(variable.shape)) for variable in kept)),
         "second_normalization_mb": megabytes(sum(4 * int(np.prod(variable.shape)) for variable in second)),
         "batches_ahead_mb": megabytes(2 * batch * model.look_ahead),  # each with its adversarial version
@@ -167,8 +170,8 @@ def megabytes(count: int) -> float:
 
 def in_a_process(arguments, *flags: str) -> list[dict]:
     """Rows that another process of this script measures: devices and threads of a process are fixed."""
-    given = [f"--{name}={getattr(arguments, name)}" for name in ("batch_size", "rounds", "steps", "waiting", "minutes")]
-    given = [flag.replace("batch_size", "batch-size") for flag in given]
+    names = ("batch_size", "blocks", "rounds", "steps", "waiting", "minutes")
+    given = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
     output = subprocess.run([sys.executable, __file__, *given, *flags], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(output.stdout.splitlines()[-1])
 
@@ -178,21 +181,22 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="*", default=[2, 1], choices=(1, 2))
     parser.add_argument("--modes", nargs="*", default=["none", "sequential", "concurrent"], help="to measure memory of")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--blocks", type=int, default=3, help="in each stage of the network: 3 make ResNet-20")
     parser.add_argument("--steps", type=int, default=1, help="of one turn of a variant")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--waiting", type=float, default=0.12, help="share of a round to wait for processors at most")
     parser.add_argument("--minutes", type=float, default=30, help="to wait for so many rounds")
-    parser.add_argument("--quick", action="store_true", help="a small batch and one round, no matter what others do")
+    parser.add_argument("--quick", action="store_true", help="ResNet-8, a small batch and one round, no matter what others do")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.batch_size, arguments.rounds, arguments.waiting = 8, 1, 100.0
+        arguments.batch_size, arguments.blocks, arguments.rounds, arguments.waiting = 8, 1, 1, 100.0
     if arguments.one:
-        number_of_cores = arguments.one.isdigit()
-        rows = (
-            measure(arguments, int(arguments.one)) if number_of_cores else [memory(arguments.one, arguments.batch_size)]
-        )
+        if arguments.one.isdigit():
+            rows = measure(arguments, int(arguments.one))
+        else:
+            rows = [memory(arguments.one, arguments.batch_size, arguments.blocks)]
         print(json.dumps(rows))
         return
     for cores in arguments.cores:

@@ -90,8 +90,10 @@ def batches(
     return (dataset.take(steps) if steps else dataset).prefetch(tf.data.AUTOTUNE)
 
 
-def build_model(keras, shape: tuple[int, ...], momentum: float = 0.99):
+def build_model(keras, shape: tuple[int, ...], momentum: float = 0.99, blocks: int = 3):
     """ResNet-20: three stages of three basic blocks, 16, 32 and 64 filters; a 1 x 1 convolution where shapes change.
+
+    `blocks` is the number in each stage: 1 makes ResNet-8, to look at what a run does before a long one.
 
     `momentum` is that of batch normalization. With Keras' 0.99, a run of few hundred steps is evaluated with statistics
     that still hold its start.
@@ -105,7 +107,7 @@ def build_model(keras, shape: tuple[int, ...], momentum: float = 0.99):
     inputs = keras.Input(shape)
     hidden = layers.ReLU()(convolve(inputs, 16, 3))
     for filters in (16, 32, 64):
-        for block in range(3):
+        for block in range(blocks):
             shrinks = block == 0 and filters > 16
             strides = 2 if shrinks else 1
             shortcut = convolve(hidden, filters, 1, strides) if shrinks else hidden

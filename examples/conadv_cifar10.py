@@ -49,6 +49,7 @@ def parse_arguments():
     parser.add_argument("--loss-weights", type=float, nargs=2, default=[0.5, 0.5], help="clean, adversarial")
     parser.add_argument("--learning-rate", type=float, default=RECIPE["learning_rate"], help="of the recipe")
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="crops and flips")
+    parser.add_argument("--blocks", type=int, default=3, help="in each stage of the network; 1 makes ResNet-8")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit-steps", type=int, help="steps per epoch at most, for a quick look")
@@ -61,19 +62,19 @@ def parse_arguments():
     return arguments
 
 
-def build_model(keras, shape: tuple[int, ...], dtype: str):
-    """ResNet-20; where it computes in bfloat16, its last layer computes in float32."""
+def build_model(keras, shape: tuple[int, ...], dtype: str, blocks: int):
+    """The network; where it computes in bfloat16, its last layer computes in float32."""
     if dtype == "float32":
-        return cifar10_resnet.build_model(keras, shape, MOMENTUM)
+        return cifar10_resnet.build_model(keras, shape, MOMENTUM, blocks)
     keras.mixed_precision.set_global_policy(f"mixed_{dtype}")
-    model = cifar10_resnet.build_model(keras, shape, MOMENTUM)
+    model = cifar10_resnet.build_model(keras, shape, MOMENTUM, blocks)
     last = keras.layers.Dense(cifar10_resnet.CLASSES, kernel_initializer="he_normal", dtype="float32")
     return keras.Model(model.inputs, last(model.layers[-1].input))
 
 
 def compiled(keras, arguments, shape: tuple[int, ...], steps: int):
     """The network of one run, with the recipe at its batch size."""
-    model = build_model(keras, shape, arguments.dtype)
+    model = build_model(keras, shape, arguments.dtype, arguments.blocks)
     units = input_units(arguments.epsilon, mean=cifar10_resnet.MEAN, std=cifar10_resnet.STD)
     model = ConAdv(
         model,
@@ -111,6 +112,7 @@ def name_of(arguments, steps: int) -> str:
     parts += ["w{:g}and{:g}".format(*arguments.loss_weights)] if arguments.mode != "none" else []
     parts += [f"b{arguments.batch_size}", f"n{steps}", f"e{arguments.epochs}", f"lr{arguments.learning_rate:g}"]
     parts += [] if arguments.augment else ["plain"]
+    parts += [] if arguments.blocks == 3 else [f"blocks{arguments.blocks}"]
     return "-".join([*parts, arguments.dtype, f"s{arguments.seed}"])
 
 

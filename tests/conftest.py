@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 
 from keras_lsb import _keras
+from tests.garbage import collect_rarely
 
 if _keras.BACKEND == "tensorflow":
     import tensorflow as tf
@@ -14,6 +15,11 @@ if _keras.BACKEND == "tensorflow":
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
     )
+
+
+def pytest_collection_finish():
+    """After all imports."""
+    collect_rarely()
 
 
 @pytest.fixture(autouse=True)

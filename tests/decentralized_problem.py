@@ -25,9 +25,10 @@ TOPOLOGIES = {
 METHODS = {"DecentLaM": DecentLaM, "DmSGD": DmSGD}
 # What a case changes: arguments of the optimizer.
 SETTINGS = {"plain": {}, "decay": {"weight_decay": DECAY}, "clipped": {"global_clipnorm": CLIP}}
-# What workers train: topology, method and setting, options of the scope.
+# What workers train: topology, method and setting, options of the scope. One process trains both on every topology.
 CASES = {
-    **{f"{name}_{method}": (name, {"method": method}, {}) for name in TOPOLOGIES for method in METHODS},
+    **{f"{name}_DecentLaM": (name, {}, {}) for name in TOPOLOGIES},
+    "ring_DmSGD": ("ring", {"method": "DmSGD"}, {}),
     "clipped": ("ring", {"setting": "clipped"}, {}),
     "buckets": ("path", {}, {"bucket": 8}),  # two numbers at a time
 }

@@ -1,4 +1,4 @@
-"""Workers as nodes: `python -m tests.decentralized_run train | long FOLDER`, with TF_CONFIG.
+"""Workers as nodes: `python -m tests.decentralized_run train | long FOLDER [STEPS_PER_EPOCH]`, with TF_CONFIG.
 
 `train` prints the worker's own weights after each case. `long` trains for many steps with a backup of each epoch, and
 notes the steps as they begin in a file of the worker.
@@ -18,7 +18,7 @@ from keras_lsb.distribute.nodes import consensus_distance, read_nodes
 from tests import decentralized_problem as problem
 from tests.support import error_of, keras
 
-EPOCHS, STEPS_PER_EPOCH = 10, 100
+EPOCHS = 10
 
 
 def own_weights(model) -> list:
@@ -57,30 +57,30 @@ def _enter(strategy, graph) -> None:
 class Journal(keras.callbacks.Callback):
     """Notes the steps."""
 
-    def __init__(self, path):
+    def __init__(self, path, steps_per_epoch):
         super().__init__()
-        self.path, self.epoch = path, 0
+        self.path, self.steps_per_epoch, self.epoch = path, steps_per_epoch, 0
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_begin(self, batch, logs=None):
         with self.path.open("a") as file:
-            file.write(f"{self.epoch * STEPS_PER_EPOCH + batch}\n")
+            file.write(f"{self.epoch * self.steps_per_epoch + batch}\n")
 
 
-def long(strategy, folder: Path) -> dict:
-    """A thousand steps on the alternating matchings, or what is left of them."""
-    nodes = strategy.num_replicas_in_sync
+def long(strategy, folder: Path, steps_per_epoch: str) -> dict:
+    """Ten epochs on the alternating matchings, or what is left of them."""
+    nodes, steps = strategy.num_replicas_in_sync, int(steps_per_epoch)
     with distribute.decentralized(strategy, topology.ring_matchings(nodes), timeout=problem.TIMEOUT):
         model = problem.network()
         model.compile(problem.DecentLaM(0.01, momentum=problem.MOMENTUM), "mse")
     x, y = (np.resize(array, (nodes * 8, array.shape[-1])) for array in (problem.X, problem.Y[..., None]))
     data = problem.dataset(x, y, batch_size=len(x)).repeat()
-    listeners = [callbacks.BackupAndRestore(folder / "backup"), Journal(folder / f"steps-{INDEX}")]
+    listeners = [callbacks.BackupAndRestore(folder / "backup"), Journal(folder / f"steps-{INDEX}", steps)]
     begin = time.monotonic()
     try:
-        model.fit(data, epochs=EPOCHS, steps_per_epoch=STEPS_PER_EPOCH, shuffle=False, verbose=0, callbacks=listeners)
+        model.fit(data, epochs=EPOCHS, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=listeners)
     except Exception as error:
         sys.stderr.write(f"after {time.monotonic() - begin:.1f} s\n")
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
@@ -95,7 +95,7 @@ def main():
     keras.utils.set_random_seed(7)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     distribute.enable_multi_worker_fit()
-    print(json.dumps({"train": train, "long": long}[sys.argv[1]](strategy, Path(sys.argv[2]))))
+    print(json.dumps({"train": train, "long": long}[sys.argv[1]](strategy, Path(sys.argv[2]), *sys.argv[3:])))
 
 
 if __name__ == "__main__":

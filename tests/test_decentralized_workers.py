@@ -1,6 +1,6 @@
-"""Workers as nodes: they train as the formulas say, go on for a thousand steps, and name a neighbour that is lost.
+"""Workers as nodes: they train as the formulas say, go on for hundreds of steps, and name a neighbour that is lost.
 
-`python -m tests.test_decentralized_workers --workers 8` loses one of eight.
+`python -m tests.test_decentralized_workers --workers 8` loses one of eight in a run of a thousand steps.
 """
 
 import argparse
@@ -68,9 +68,10 @@ def steps_of(folder, index) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def start_long(folder, count):
+def start_long(folder, count, steps_per_epoch):
     folder.mkdir(exist_ok=True)
-    return workers.start("tests.decentralized_run", "long", folder, workers=count, folder=folder / "logs")
+    arguments = ("tests.decentralized_run", "long", folder, steps_per_epoch)
+    return workers.start(*arguments, workers=count, folder=folder / "logs")
 
 
 def wait_for_step(cluster, folder, index, step) -> None:
@@ -80,7 +81,7 @@ def wait_for_step(cluster, folder, index, step) -> None:
 
 
 def test_a_neighbour_that_hangs_is_given_up_in_time(tmp_path):
-    with start_long(tmp_path / "stopped", 2) as cluster:
+    with start_long(tmp_path / "stopped", 2, 1000) as cluster:
         wait_for_step(cluster, tmp_path / "stopped", 1, 20)
         os.killpg(cluster.processes[1].pid, signal.SIGSTOP)
         stopped = time.monotonic()
@@ -92,11 +93,11 @@ def test_a_neighbour_that_hangs_is_given_up_in_time(tmp_path):
         assert "edge (0, 1) of ring_matchings(2) did not exchange within 10 s" in cluster.output(0)
 
 
-def check_loss(folder, count: int) -> None:
-    """A thousand steps, of which one is broken: all others stop with the edge in the message, and the run resumes."""
+def check_loss(folder, count: int, steps_per_epoch: int) -> None:
+    """Of ten epochs, the third is broken: all others stop with the edge in the message, and the run resumes."""
     killed, lost = folder / "killed", count // 2
-    with start_long(killed, count) as cluster:
-        wait_for_step(cluster, killed, lost, 250)
+    with start_long(killed, count, steps_per_epoch) as cluster:
+        wait_for_step(cluster, killed, lost, 5 * steps_per_epoch // 2)
         begin = time.monotonic()
         cluster.kill(lost)
         statuses = cluster.wait()
@@ -108,16 +109,16 @@ def check_loss(folder, count: int) -> None:
                 rf"NeighbourLostError: Node {index} has lost a neighbour at step \d+: edge \({index}, ({near})\) of "
             )
             assert re.search(pattern, cluster.output(index)), cluster.output(index)
-    with start_long(killed, count) as cluster:
+    with start_long(killed, count, steps_per_epoch) as cluster:
         resumed = cluster.results()
-    assert [worker["steps"] for worker in resumed] == [1000] * count
-    assert steps_of(killed, 0)[-1] == 999
-    with start_long(folder / "whole", count) as cluster:
+    assert [worker["steps"] for worker in resumed] == [10 * steps_per_epoch] * count
+    assert steps_of(killed, 0)[-1] == 10 * steps_per_epoch - 1
+    with start_long(folder / "whole", count, steps_per_epoch) as cluster:
         assert cluster.results() == resumed
 
 
 def test_workers_survive_the_loss_of_one(tmp_path):
-    check_loss(tmp_path, 4)
+    check_loss(tmp_path, 4, 60)
 
 
 def main():
@@ -125,7 +126,7 @@ def main():
     parser.add_argument("--workers", type=int, default=8)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        check_loss(Path(folder), arguments.workers)
+        check_loss(Path(folder), arguments.workers, 100)
     print(json.dumps({"workers": arguments.workers, "steps": 1000, "resumed": "with the same weights on every node"}))
 
 

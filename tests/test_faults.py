@@ -18,7 +18,7 @@ from tests.support import LEGACY, tensorflow_only
 pytestmark = [tensorflow_only("tf.distribute"), pytest.mark.workers]
 
 COUNT = 2  # workers
-KILLS = 3  # of a training in the ordinary tests
+KILLS = 2  # of a training in the ordinary tests
 STEPS, AHEAD = 48, 14  # of the training, and at most until a kill
 
 

@@ -20,6 +20,8 @@ sys.path.append(str(ROOT / "examples"))
 
 from launchers import free_ports  # noqa: E402
 
+from tests.garbage import collect_rarely  # noqa: E402
+
 DEADLINE = 240.0  # seconds until all results must be there
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 TAIL = 3000  # characters of each log that an error shows
@@ -218,6 +220,7 @@ def main():
     """Runs a module; on SIGTERM writes to the log where each thread is."""
     faulthandler.register(signal.SIGTERM, chain=True)
     threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
+    collect_rarely()
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -1,0 +1,287 @@
+"""A pre-activation ResNet-20 on CIFAR-10, from float training to an integer-only LiteRT file and the proof of it.
+
+    TF_USE_LEGACY_KERAS=1 python examples/quantize_cifar10.py --data-dir DATA
+    python examples/quantize_cifar10.py                 # scikit-learn's 8 x 8 digits; Keras 3: without tfmot
+
+DATA is a TensorFlow Datasets folder; the accuracy is that of training images kept aside, as in cifar10_resnet.py.
+
+In a pre-activation network half of the normalizations follow an addition, so that they fold into no convolution: tfmot
+refuses the model, and the converter alone makes MUL and ADD of them, with one scale for all channels. Here they become
+one integer operator each. tf_keras: float training, some epochs of quantization-aware training, export. Keras 3: float
+training, export with the ranges of activations on training images. Each stage is kept in --output, and an
+interrupted run goes on where it was.
+
+Prints a table of files: size, accuracy, operators left in float, time of one image on one thread against the float
+file, both on LiteRT's default kernels; and the report of `verify`. Ends with an error if the report is not clean.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import cifar10_resnet
+import common
+import numpy as np
+
+from keras_lsb.quantization import FixedPointNormalization, quantize_model, to_tflite, verify
+from keras_lsb.schedules import LEGW
+
+MOMENTUM = 0.9  # of batch normalization, for runs of few steps
+RECIPE = cifar10_resnet.OPTIMIZERS["lars"][1]
+BASE_BATCH_SIZE = 128  # that of the recipe
+SETTING = {"batch_size": 512, "epochs": 30, "tuning_epochs": 2, "blocks": 3}
+SETTING_OF_DIGITS = {"batch_size": 64, "epochs": 12, "tuning_epochs": 2, "blocks": 1}
+REPRESENTATIVE = 256  # training images on which ranges of activations are measured
+TIMED = 200  # images, each on both files in turn
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", help="folder with CIFAR-10; without it, digits that scikit-learn ships")
+    parser.add_argument("--batch-size", type=int, help="default: 512; for digits 64")
+    parser.add_argument("--epochs", type=int, help="of float training; default: 30; for digits 12")
+    parser.add_argument("--tuning-epochs", type=int, help="of quantization-aware training in tf_keras; default: 2")
+    parser.add_argument("--tuning-rate", type=float, default=0.01, help="learning rate of SGD with momentum in these")
+    parser.add_argument("--blocks", type=int, help="in each stage of the network; default: 3; for digits 1")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of float training")
+    parser.add_argument("--target-kernel", choices=("xnnpack", "builtin", "reference"), default="xnnpack")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit-steps", type=int, help="steps per epoch at most, for a quick look")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
+    parser.add_argument("--output", type=Path, default=Path("runs/quantize"), help="weights, files, results")
+    arguments = parser.parse_args()
+    for name, value in (SETTING if arguments.data_dir else SETTING_OF_DIGITS).items():
+        chosen = getattr(arguments, name)
+        setattr(arguments, name, value if chosen is None else chosen)
+    return arguments
+
+
+def build_model(keras, shape, blocks: int, normalization):
+    """A residual network with normalization and ReLU before each convolution; 3 blocks to a stage make ResNet-20.
+
+    `normalization` is the class of the layers that follow an addition. All others follow a convolution.
+    """
+    layers = keras.layers
+
+    def convolve(inputs, filters, size, strides=1):
+        options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+        return layers.Conv2D(filters, size, strides, **options)(inputs)
+
+    def activate(inputs, layer=layers.BatchNormalization):
+        return layers.ReLU()(layer(momentum=MOMENTUM)(inputs))
+
+    inputs = keras.Input(shape)
+    hidden = convolve(inputs, 16, 3)
+    for filters in (16, 32, 64):
+        for block in range(blocks):
+            strides = 2 if block == 0 and filters > 16 else 1
+            active = activate(hidden, normalization)
+            shortcut = convolve(active, filters, 1, strides) if strides > 1 else hidden
+            hidden = activate(convolve(active, filters, 3, strides))
+            hidden = layers.Add()([convolve(hidden, filters, 3), shortcut])
+    hidden = layers.GlobalAveragePooling2D()(activate(hidden, normalization))
+    return keras.Model(inputs, layers.Dense(cifar10_resnet.CLASSES, kernel_initializer="he_normal")(hidden))
+
+
+def name_of(arguments) -> str:
+    """The folder of a run, whose name differs whenever the result may."""
+    parts = ["cifar10" if arguments.data_dir else "digits", common.flavour(), f"blocks{arguments.blocks}"]
+    parts += [f"b{arguments.batch_size}", f"e{arguments.epochs}and{arguments.tuning_epochs}", arguments.dtype]
+    parts += [f"limit{arguments.limit_steps}"] if arguments.limit_steps else []
+    return "-".join([*parts, f"rate{arguments.tuning_rate:g}", arguments.target_kernel, f"s{arguments.seed}"])
+
+
+def fit(keras, model, arguments, folder: Path, images, labels, *, optimizer, epochs: int) -> None:
+    """Trains the model, or loads the weights with which it has ended."""
+    import tensorflow as tf
+
+    saved = folder / "trained.weights.h5"
+    if saved.exists():
+        model.load_weights(saved)
+        return
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    steps = common.steps_in_epoch(len(images), arguments)
+    data = cifar10_resnet.batches(tf, images, labels, arguments.batch_size, seed=arguments.seed, steps=steps)
+    listeners = common.callbacks(keras, folder)
+    model.fit(data, epochs=epochs, shuffle=False, verbose=2, callbacks=listeners)
+    partial = folder / "partial.weights.h5"
+    model.save_weights(partial)
+    partial.replace(saved)
+
+
+def float_model(keras, arguments, folder: Path, images, labels):
+    """The network in float32, trained in the type that was asked for."""
+    shape = images.shape[1:]
+    steps = common.steps_in_epoch(len(images), arguments)
+    schedule = LEGW(
+        keras.optimizers.schedules.CosineDecay(RECIPE["learning_rate"], decay_steps=arguments.epochs),
+        base_batch_size=BASE_BATCH_SIZE,
+        batch_size=arguments.batch_size,
+        steps_per_epoch=steps,
+        warmup_epochs=RECIPE["warmup_epochs"],
+        epochs=arguments.epochs,
+    )
+    optimizer = cifar10_resnet.OPTIMIZERS["lars"][0](schedule, weight_decay=RECIPE["weight_decay"])
+    policy = "float32" if arguments.dtype == "float32" else f"mixed_{arguments.dtype}"
+    keras.mixed_precision.set_global_policy(policy)
+    model = build_model(keras, shape, arguments.blocks, keras.layers.BatchNormalization)
+    fit(keras, model, arguments, folder / "float", images, labels, optimizer=optimizer, epochs=arguments.epochs)
+    keras.mixed_precision.set_global_policy("float32")
+    result = build_model(keras, shape, arguments.blocks, keras.layers.BatchNormalization)
+    result.set_weights(model.get_weights())
+    return result
+
+
+def integer_model(keras, arguments, folder: Path, model, images, labels):
+    """The network as it is quantized: trained on with tfmot in tf_keras, else with the layers that become integers."""
+    if common.flavour() == "keras":
+        result = build_model(keras, images.shape[1:], arguments.blocks, FixedPointNormalization)
+        result.set_weights(model.get_weights())
+        return result
+    result = quantize_model(model)
+    steps = common.steps_in_epoch(len(images), arguments) * arguments.tuning_epochs
+    rate = keras.optimizers.schedules.CosineDecay(arguments.tuning_rate, steps)
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+    where, epochs = folder / "quantization-aware", arguments.tuning_epochs
+    fit(keras, result, arguments, where, images, labels, optimizer=optimizer, epochs=epochs)
+    return result
+
+
+def converted(model, representative=None) -> bytes:
+    """What TensorFlow's converter alone makes of the model: of floats, or of integers if given images."""
+    import tensorflow as tf
+
+    infer = tf.function(lambda image: model(image, training=False), autograph=False)
+    image = tf.TensorSpec([1, *model.inputs[0].shape[1:]])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function(image)], model)
+    if representative is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([one[None]] for one in representative)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
+class File:
+    """A LiteRT file on one thread of the default kernels."""
+
+    def __init__(self, content: bytes):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(model_content=content, num_threads=1)
+        self.interpreter.allocate_tensors()
+        (self.input,) = self.interpreter.get_input_details()
+        (self.output,) = self.interpreter.get_output_details()
+
+    def classes(self, images) -> np.ndarray:
+        return np.array([self.outputs(image).argmax() for image in self.quantized(images)])
+
+    def quantized(self, images) -> np.ndarray:
+        """Images as the file takes them."""
+        scale, zero_point = self.input["quantization"]
+        if not scale:
+            return images
+        return np.clip(np.floor(images / scale + 0.5) + zero_point, -128, 127).astype("int8")
+
+    def outputs(self, image) -> np.ndarray:
+        self.interpreter.set_tensor(self.input["index"], image[None])
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self.output["index"])[0]
+
+
+def times(files: dict[str, File], images) -> dict[str, float]:
+    """Median time of one image by file, over that of the first; the files take turns."""
+    inputs = {name: file.quantized(images) for name, file in files.items()}
+    seconds = {name: [] for name in files}
+    for index in range(len(images)):
+        for name, file in files.items():
+            started = time.perf_counter()
+            file.outputs(inputs[name][index])
+            seconds[name].append(time.perf_counter() - started)
+    first = seconds[next(iter(files))]
+    return {
+        name: statistics.median(one / other for one, other in zip(values, first, strict=True))
+        for name, values in seconds.items()
+    }
+
+
+def stock_tfmot(model) -> str:
+    """What tfmot says to the model without a scheme of ours."""
+    if common.flavour() == "keras":
+        return "not for Keras 3"
+    import tensorflow_model_optimization as tfmot
+
+    try:
+        tfmot.quantization.keras.quantize_model(model)
+    except Exception as error:  # of any type: it is only quoted
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return "quantized"
+
+
+def table(rows: list[dict]) -> str:
+    lines = [f"{'file':>22} {'kB':>7} {'of float':>8} {'held-out, %':>11} {'float operators':>15} {'time':>5}"]
+    for row in rows:
+        lines.append(
+            f"{row['file']:>22} {row['bytes'] / 1e3:>7.1f} {row['size_ratio']:>8.2f} {row['accuracy']:>11.2f} "
+            f"{row['float_operators']:>15} {row['time_ratio']:>5.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    common.set_threads(arguments.threads)
+    import tensorflow as tf
+
+    keras, folder = tf.keras, arguments.output / name_of(arguments)
+    keras.utils.set_random_seed(arguments.seed)
+    (images, labels), (held_out_images, held_out_labels) = cifar10_resnet.load(arguments.data_dir)
+    held_out = cifar10_resnet.scaled(held_out_images.astype("float32"))
+    representative = cifar10_resnet.scaled(images[:REPRESENTATIVE].astype("float32"))
+
+    started = time.time()
+    model = float_model(keras, arguments, folder, images, labels)
+    integers = integer_model(keras, arguments, folder, model, images, labels)
+    accuracy = {
+        name: 100 * float(np.mean(one.predict(held_out, batch_size=500, verbose=0).argmax(axis=1) == held_out_labels))
+        for name, one in {"float": model, "quantized": integers}.items()
+    }
+    examples = representative if common.flavour() == "keras" else None
+    contents = {
+        "float": converted(model),
+        "converter alone": converted(model, representative),
+        "keras_lsb": to_tflite(integers, examples, target_kernel=arguments.target_kernel),
+    }
+    files = {name: File(content) for name, content in contents.items()}
+    reports = {
+        name: verify(contents[name], integers, held_out[:100], target_kernel=arguments.target_kernel)
+        for name in contents
+        if name == "keras_lsb"
+    }
+    report = reports["keras_lsb"]
+    ratios = times(files, held_out[:TIMED])
+    rows = [
+        {
+            "file": name,
+            "bytes": len(contents[name]),
+            "size_ratio": len(contents[name]) / len(contents["float"]),
+            "accuracy": 100 * float(np.mean(file.classes(held_out) == held_out_labels)),
+            "float_operators": len(report.float_fallbacks) if name == "keras_lsb" else None,
+            "time_ratio": ratios[name],
+        }
+        for name, file in files.items()
+    ]
+    for name, content in contents.items():
+        (folder / f"{name.replace(' ', '_')}.tflite").write_bytes(content)
+    common.record(folder, arguments, arguments.seed, started, rows=rows, keras_accuracy=accuracy)
+    print(report, table(rows), f"stock tfmot: {stock_tfmot(model)}", sep="\n\n")
+    if not report.ok:
+        sys.exit("the file is not what it should be: see the report")
+
+
+if __name__ == "__main__":
+    main()
