@@ -35,6 +35,7 @@ def parse_arguments():
     parser.add_argument("--steps-per-check", type=int, help=f"steps between decisions; default: 1 / {CHECKS} of a run")
     # While there are few losses, a probability of 0.95 may be that of their noise.
     parser.add_argument("--confidence", type=float, help="least probability of a vote; default: 0.95; for digits 0.999")
+    parser.add_argument("--blocks", type=int, default=3, help="in each stage of the network; 1 makes ResNet-8")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--limit-steps", type=int, help="steps per epoch at most, for a quick look")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
@@ -60,6 +61,7 @@ def train(arguments, data) -> dict:
     check = arguments.steps_per_check or max(1, total // CHECKS)
     task = "cifar10" if arguments.data_dir else "digits"
     length = f"n{steps}-e{arguments.epochs}-check{check}-p{arguments.confidence:g}"
+    length += "" if arguments.blocks == 3 else f"-blocks{arguments.blocks}"
     name = f"{task}-{common.flavour()}-{optimizer}-b{batch_size}-{length}-s{seed}"
     folder = arguments.output / name
     result = common.finished(folder)
@@ -68,7 +70,7 @@ def train(arguments, data) -> dict:
     print(f"{optimizer}, batch {batch_size}, seed {seed}: {total} steps, a decision every {check}", flush=True)
     started = time.time()
     keras.utils.set_random_seed(seed)
-    model = cifar10_resnet.build_model(keras, images.shape[1:], MOMENTUM)
+    model = cifar10_resnet.build_model(keras, images.shape[1:], MOMENTUM, arguments.blocks)
     kind, recipe = cifar10_resnet.OPTIMIZERS[optimizer]
     schedule = schedules.AutoWU(total, steps_per_check=check, confidence=arguments.confidence)
     model.compile(

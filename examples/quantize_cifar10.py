@@ -16,7 +16,6 @@ file, both on LiteRT's default kernels; and the report of `verify`. Ends with an
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -35,6 +34,7 @@ BASE_BATCH_SIZE = 128  # that of the recipe
 SETTING = {"batch_size": 512, "epochs": 30, "tuning_epochs": 2, "blocks": 3}
 SETTING_OF_DIGITS = {"batch_size": 64, "epochs": 12, "tuning_epochs": 2, "blocks": 1}
 REPRESENTATIVE = 256  # training images on which ranges of activations are measured
+VERIFIED = 100  # held-out images that `verify` runs
 TIMED = 200  # images, each on both files in turn
 
 
@@ -155,9 +155,7 @@ def converted(model, representative=None) -> bytes:
     """What TensorFlow's converter alone makes of the model: of floats, or of integers if given images."""
     import tensorflow as tf
 
-    infer = tf.function(lambda image: model(image, training=False), autograph=False)
-    image = tf.TensorSpec([1, *model.inputs[0].shape[1:]])
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function(image)], model)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
     if representative is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([one[None]] for one in representative)
@@ -258,11 +256,9 @@ def main() -> None:
     }
     files = {name: File(content) for name, content in contents.items()}
     reports = {
-        name: verify(contents[name], integers, held_out[:100], target_kernel=arguments.target_kernel)
-        for name in contents
-        if name == "keras_lsb"
+        name: verify(content, integers, held_out[:VERIFIED], target_kernel=arguments.target_kernel)
+        for name, content in contents.items()
     }
-    report = reports["keras_lsb"]
     ratios = times(files, held_out[:TIMED])
     rows = [
         {
@@ -270,16 +266,20 @@ def main() -> None:
             "bytes": len(contents[name]),
             "size_ratio": len(contents[name]) / len(contents["float"]),
             "accuracy": 100 * float(np.mean(file.classes(held_out) == held_out_labels)),
-            "float_operators": len(report.float_fallbacks) if name == "keras_lsb" else None,
+            "float_operators": len(reports[name].float_operators),
             "time_ratio": ratios[name],
         }
         for name, file in files.items()
     ]
     for name, content in contents.items():
         (folder / f"{name.replace(' ', '_')}.tflite").write_bytes(content)
-    common.record(folder, arguments, arguments.seed, started, rows=rows, keras_accuracy=accuracy)
-    print(report, table(rows), f"stock tfmot: {stock_tfmot(model)}", sep="\n\n")
-    if not report.ok:
+    stock, proof = stock_tfmot(model), reports["keras_lsb"]
+    layers = [layer._asdict() for layer in proof.layers]
+    outputs = [output._asdict() for output in proof.outputs]
+    found = {"rows": rows, "keras_accuracy": accuracy, "stock_tfmot": stock, "layers": layers, "outputs": outputs}
+    common.record(folder, arguments, arguments.seed, started, **found)
+    print(proof, table(rows), f"Keras: {accuracy}", f"stock tfmot: {stock}", sep="\n\n")
+    if not proof.ok:
         sys.exit("the file is not what it should be: see the report")
 
 

@@ -111,7 +111,7 @@ def test_sweep_measures_the_critical_batch_and_continues(tmp_path):
 
 
 # Not smaller batches: their statistics are so noisy that the accuracy of 180 steps depends on a machine's rounding.
-AUTOWU = ("--batch-sizes", "64", "128", "--epochs", "12", "--limit-steps", "15", "--threads", "1")
+AUTOWU = ("--batch-sizes", "64", "128", "--epochs", "12", "--limit-steps", "15", "--blocks", "1", "--threads", "1")
 
 
 def test_autowu_needs_no_rate_for_two_optimizers_at_two_batch_sizes(tmp_path):

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 from tests import registry
+from tests.support import LEGACY, TENSORFLOW
+
+# All flavours are started here, whichever runs this.
+pytestmark = pytest.mark.skipif(LEGACY or not TENSORFLOW, reason="Keras 3 on TensorFlow compares all flavours")
 
 ROOT = Path(__file__).parent.parent
 FLAVOURS = {
