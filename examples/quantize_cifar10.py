@@ -25,7 +25,7 @@ import cifar10_resnet
 import common
 import numpy as np
 
-from keras_lsb.quantization import FixedPointNormalization, quantize_model, to_tflite, verify
+from keras_lsb.quantization import fixed_point_model, quantize_model, to_tflite, verify
 from keras_lsb.schedules import LEGW
 
 MOMENTUM = 0.9  # of batch normalization, for runs of few steps
@@ -59,30 +59,27 @@ def parse_arguments():
     return arguments
 
 
-def build_model(keras, shape, blocks: int, normalization):
-    """A residual network with normalization and ReLU before each convolution; 3 blocks to a stage make ResNet-20.
-
-    `normalization` is the class of the layers that follow an addition. All others follow a convolution.
-    """
+def build_model(keras, shape, blocks: int):
+    """A residual network with normalization and ReLU before each convolution; 3 blocks to a stage make ResNet-20."""
     layers = keras.layers
 
     def convolve(inputs, filters, size, strides=1):
         options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
         return layers.Conv2D(filters, size, strides, **options)(inputs)
 
-    def activate(inputs, layer=layers.BatchNormalization):
-        return layers.ReLU()(layer(momentum=MOMENTUM)(inputs))
+    def activate(inputs):
+        return layers.ReLU()(layers.BatchNormalization(momentum=MOMENTUM)(inputs))
 
     inputs = keras.Input(shape)
     hidden = convolve(inputs, 16, 3)
     for filters in (16, 32, 64):
         for block in range(blocks):
             strides = 2 if block == 0 and filters > 16 else 1
-            active = activate(hidden, normalization)
+            active = activate(hidden)
             shortcut = convolve(active, filters, 1, strides) if strides > 1 else hidden
             hidden = activate(convolve(active, filters, 3, strides))
             hidden = layers.Add()([convolve(hidden, filters, 3), shortcut])
-    hidden = layers.GlobalAveragePooling2D()(activate(hidden, normalization))
+    hidden = layers.GlobalAveragePooling2D()(activate(hidden))
     return keras.Model(inputs, layers.Dense(cifar10_resnet.CLASSES, kernel_initializer="he_normal")(hidden))
 
 
@@ -128,10 +125,10 @@ def float_model(keras, arguments, folder: Path, images, labels):
     optimizer = cifar10_resnet.OPTIMIZERS["lars"][0](schedule, weight_decay=RECIPE["weight_decay"])
     policy = "float32" if arguments.dtype == "float32" else f"mixed_{arguments.dtype}"
     keras.mixed_precision.set_global_policy(policy)
-    model = build_model(keras, shape, arguments.blocks, keras.layers.BatchNormalization)
+    model = build_model(keras, shape, arguments.blocks)
     fit(keras, model, arguments, folder / "float", images, labels, optimizer=optimizer, epochs=arguments.epochs)
     keras.mixed_precision.set_global_policy("float32")
-    result = build_model(keras, shape, arguments.blocks, keras.layers.BatchNormalization)
+    result = build_model(keras, shape, arguments.blocks)
     result.set_weights(model.get_weights())
     return result
 
@@ -139,9 +136,7 @@ def float_model(keras, arguments, folder: Path, images, labels):
 def integer_model(keras, arguments, folder: Path, model, images, labels):
     """The network as it is quantized: trained on with tfmot in tf_keras, else with the layers that become integers."""
     if common.flavour() == "keras":
-        result = build_model(keras, images.shape[1:], arguments.blocks, FixedPointNormalization)
-        result.set_weights(model.get_weights())
-        return result
+        return fixed_point_model(model)
     result = quantize_model(model)
     steps = common.steps_in_epoch(len(images), arguments) * arguments.tuning_epochs
     rate = keras.optimizers.schedules.CosineDecay(arguments.tuning_rate, steps)
