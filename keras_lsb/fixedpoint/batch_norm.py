@@ -57,7 +57,7 @@ def from_batch_norm(
     """
     epsilon, activation = non_negative("epsilon", epsilon), choice("activation", activation, ACTIVATIONS)
     input_scale, output_scale = positive("input_scale", input_scale), positive("output_scale", output_scale)
-    slope, intercept = _float_affine(gamma, beta, mean, variance, epsilon)
+    slope, intercept = float_affine(gamma, beta, mean, variance, epsilon)
     scale = slope * input_scale
     if kernel_scale is not None:
         kernel_scale = np.asarray(kernel_scale, "float64")
@@ -76,8 +76,16 @@ def from_batch_norm(
     return solve(scale / output_scale, offset, input_range, output_range, **options)
 
 
-def _float_affine(gamma, beta, mean, variance, epsilon):
-    """Scale and offset of the layer as floats of float64."""
+def float_affine(gamma, beta, mean, variance, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, offset) of the affine that a batch normalization is at inference, float64, shape (channels,).
+
+    Args:
+        gamma, beta, mean, variance: of the layer, shape (channels,); None for a gamma of 1 or a beta of 0.
+        epsilon: of the layer.
+
+    Raises:
+        ValueError: numbers that are not finite; a variance below 0, or 0 with no epsilon.
+    """
     mean, variance = np.asarray(mean, "float64"), np.asarray(variance, "float64")
     gamma = np.ones_like(mean) if gamma is None else np.asarray(gamma, "float64")
     beta = np.zeros_like(mean) if beta is None else np.asarray(beta, "float64")
