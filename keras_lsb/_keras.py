@@ -35,13 +35,22 @@ ops = keras3.ops
 tensorflow = importlib.import_module("tensorflow") if BACKEND == "tensorflow" else None
 Model = keras.Model
 Callback = keras.callbacks.Callback
+BatchNormalization = keras.layers.BatchNormalization
 Optimizer = keras.optimizers.Optimizer
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 serialize_schedule = keras.optimizers.schedules.serialize
 deserialize_schedule = keras.optimizers.schedules.deserialize
 serialize_object = keras.saving.serialize_keras_object
 deserialize_object = keras.saving.deserialize_keras_object
+# Keeps functions from being converted to graph code, which fails at some valid Python.
+as_written = (lambda function: function) if tensorflow is None else tensorflow.autograph.experimental.do_not_convert
 register = keras.saving.register_keras_serializable(package="keras_lsb")
+
+
+def register_by_class(cls):
+    """Registers a class, also under its bare name: tf_keras writes that for what is inside of wrappers of layers."""
+    keras.saving.get_custom_objects()[cls.__name__] = cls
+    return register(cls)
 
 
 def dtype_name(variable) -> str:
@@ -231,6 +240,23 @@ def batch_statistics(model) -> list:
         for variable in layer.non_trainable_variables
         if "moving" in variable.name
     ]
+
+
+def single_axis(axis):
+    """The axis of a batch normalization, which tf_keras turns into a list when it is built."""
+    return axis if isinstance(axis, int) or len(axis) > 1 else axis[0]
+
+
+def if_training(layer, training, train, infer):
+    """Result of one of two functions, of the first in training; frozen layers infer. `training` may be a tensor."""
+    if LEGACY:
+        training = layer._get_training_value(training)
+    elif not layer.trainable:
+        training = False
+    known = tensorflow.get_static_value(training) if tensorflow.is_tensor(training) else bool(training)
+    if known is None:
+        return tensorflow.cond(tensorflow.cast(training, "bool"), train, infer)
+    return train() if known else infer()
 
 
 def loss_tracker(model):

@@ -1,0 +1,166 @@
+"""Keras models as LiteRT files with integers only, and in them the integers of the normalizations."""
+
+import contextlib
+import re
+
+import numpy as np
+
+from keras_lsb import _keras
+from keras_lsb._checks import choice
+from keras_lsb.fixedpoint import Int8Affine, float_affine, solve_depthwise
+from keras_lsb.fixedpoint.depthwise import DEPTHWISE_KERNELS
+from keras_lsb.quantization.litert import LiteRTFile
+from keras_lsb.quantization.normalization import FixedPointNormalization
+
+_SCOPE = "fixed_point_normalization_{}"
+_TAG = re.compile(r"fixed_point_normalization_(\d+)(?!\d)")
+
+
+def to_tflite(model, representative_data=None, *, target_kernel: str = "xnnpack") -> bytes:
+    """A LiteRT file of a model, int8 from input to output, for one example at a time.
+
+    The integers of each `FixedPointNormalization` are chosen so that one of LiteRT's kernels computes the exact rounded
+    outputs, for every input where that is possible; `verify` says for which channels. They are exact on that kernel
+    only. The scales of activations are those that quantization-aware training has found, or else are measured on data.
+
+    Args:
+        model: Sequential or functional, from `quantize_model` or with layers of its own; of either Keras.
+        representative_data: inputs to measure the ranges of activations on: an array of examples, or an iterable of
+            batches, each an array or a list of one array per input. Not for quantization-aware models.
+        target_kernel: "xnnpack", the interpreter's default on CPU, "builtin" or "reference".
+
+    Raises:
+        ValueError: representative data that is missing; an unknown kernel; a model without fixed inputs; a layer whose
+            operator is not in the converted file.
+        ImportError: without ai-edge-litert.
+    """
+    choice("target_kernel", target_kernel, DEPTHWISE_KERNELS)
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            "`model` must be Sequential or functional, with known inputs. "
+            f"Received: {type(model).__name__} {getattr(model, 'name', '')!r}"
+        )
+    trained = is_quantization_aware(model)
+    if representative_data is None and not trained:
+        raise ValueError(
+            "`representative_data` must hold examples on which the ranges of activations are measured: the model has "
+            "had no quantization-aware training. Received: representative_data=None"
+        )
+    layers = normalizations(model)
+    with _tagged(layers):
+        content = _convert(model, None if trained else _examples(representative_data, len(model.inputs)))
+    return _with_exact_integers(content, layers, target_kernel)
+
+
+def is_quantization_aware(model) -> bool:
+    """Whether tfmot has quantized the model."""
+    return any(type(layer).__name__.startswith("Quantize") for layer in model._flatten_layers())
+
+
+def normalizations(model) -> list[FixedPointNormalization]:
+    """The layers of a model and of models in it that become integers."""
+    return [layer for layer in model._flatten_layers() if isinstance(layer, FixedPointNormalization)]
+
+
+def layer_affine(layer) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, offset) of a normalization at inference, float64, shape (channels,)."""
+    variables = (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
+    values = [None if one is None else _keras.host_values([one])[0] for one in variables]
+    return float_affine(*values, layer.epsilon)
+
+
+def operator_affine(file: LiteRTFile, operator, layer) -> Int8Affine:
+    """The affine of a layer between the int8 tensors of its operator."""
+    source, output = operator.inputs[0], operator.outputs[0]
+    scales = [float(file.scale(index)[0]) for index in (source, output)]
+    points = [file.zero_point(index) for index in (source, output)]
+    return Int8Affine(*layer_affine(layer), *scales, *points, file.activation_range(operator)).checked()
+
+
+@contextlib.contextmanager
+def _tagged(layers):
+    """Has each layer compute in a scope of its own, whose name the tensors of the file carry."""
+    for index, layer in enumerate(layers):
+        layer.export_scope = _SCOPE.format(index)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.export_scope = None
+
+
+def _convert(model, examples) -> bytes:
+    tensorflow = _keras.tensorflow
+    lite = tensorflow.lite
+    specs = [tensorflow.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+
+    @tensorflow.function(input_signature=specs, autograph=False)
+    def infer(*inputs):
+        return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+
+    root = tensorflow.Module()
+    root.kept = [infer, [_keras.native(variable) for variable in model.variables]]
+    converter = lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function()], root)
+    converter.optimizations = [lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = tensorflow.int8
+    if examples is not None:
+        converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.representative_dataset = examples
+    return converter.convert()
+
+
+def _examples(data, inputs: int):
+    """A function that yields the examples one at a time, each a list with one array per input."""
+
+    def batches():
+        for batch in [data] if isinstance(data, np.ndarray) else data:
+            yield [np.asarray(one) for one in (batch if isinstance(batch, (list, tuple)) and inputs > 1 else [batch])]
+
+    def examples():
+        for batch in batches():
+            for index in range(len(batch[0])):
+                yield [one[index : index + 1].astype("float32") for one in batch]
+
+    return examples
+
+
+def _with_exact_integers(content: bytes, layers, kernel: str) -> bytes:
+    file = LiteRTFile(content)
+    found = {}
+    for operator in file.depthwise_operators():
+        index = _layer_index(file, operator)
+        if index is None:
+            continue
+        affine = operator_affine(file, operator, layers[index])
+        _require_same(file, operator, affine, layers[index])
+        file.set_depthwise(operator, *solve_depthwise(affine, kernel=kernel)[:3])
+        found[int(operator.outputs[0])] = index
+    for index, layer in enumerate(layers):
+        if index not in found.values():
+            raise ValueError(
+                "The converted file has no int8 operator of a normalization, so that no integers can be chosen for it. "
+                f"Received: layer {layer.name!r}"
+            )
+    file.set_notes({"kernel": kernel, "layers": {str(tensor): index for tensor, index in found.items()}})
+    return file.content()
+
+
+def _layer_index(file: LiteRTFile, operator) -> int | None:
+    """Which layer an operator is, from the names of its tensors; constants can be shared, so that they come last."""
+    for index in (operator.outputs[0], operator.inputs[2], operator.inputs[1]):
+        tags = set(_TAG.findall(file.tensor_name(index)))
+        if len(tags) == 1:
+            return int(tags.pop())
+    return None
+
+
+def _require_same(file: LiteRTFile, operator, affine: Int8Affine, layer) -> None:
+    """Whether the operator holds the layer's kernel, as nearly as the converter can."""
+    step = file.scale(operator.inputs[1]).astype("float64")
+    kernel = file.values(operator.inputs[1], "int8") * step
+    if kernel.shape == affine.scale.shape and (np.abs(kernel - affine.scale) <= step).all():
+        return
+    raise ValueError(
+        "An operator of the converted file is not the normalization that its name says. "
+        f"Received: layer {layer.name!r}, operator {file.tensor_name(operator.outputs[0])!r}"
+    )

@@ -1,0 +1,223 @@
+"""The quantization scheme for tfmot, built on its public extension points. Importing this module imports tfmot.
+
+tfmot folds a batch normalization into the convolution before it, and rejects or leaves in float every other one. Here
+those become `FixedPointNormalization`: first where tfmot would take them for foldable and LiteRT's converter does not
+fold them, then, after tfmot's own transforms have claimed theirs, all that are left.
+"""
+
+import tensorflow_model_optimization as tfmot
+
+from keras_lsb import _keras
+from keras_lsb.quantization.normalization import FixedPointNormalization
+
+_tools = tfmot.quantization.keras
+_transforms = _tools.graph_transformations.transforms
+_Pattern, _Transformer = _transforms.LayerPattern, _tools.graph_transformations.model_transformer.ModelTransformer
+_NORMALIZATIONS = "(BatchNormalization|SyncBatchNormalization)"
+_OURS = "(keras_lsb>)?FixedPointNormalization"
+
+
+class _Config(_tools.QuantizeConfig):
+    """Quantizes no weight and no activation function of a layer: its kernel is quantized by the layer itself."""
+
+    def get_weights_and_quantizers(self, layer):
+        """None."""
+        return []
+
+    def get_activations_and_quantizers(self, layer):
+        """None."""
+        return []
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        """Nothing to set."""
+        return None  # autograph cannot convert a body that is a docstring only
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        """Nothing to set."""
+        return None  # autograph cannot convert a body that is a docstring only
+
+    def get_output_quantizers(self, layer):
+        """None."""
+        return []
+
+    def get_config(self) -> dict:
+        """No arguments."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Inverse of `get_config`."""
+        return cls(**config)
+
+    def __eq__(self, other):
+        return type(self) is type(other)
+
+    def __hash__(self):
+        return hash(type(self))
+
+
+@_keras.register_by_class
+class FixedPointOutputConfig(_Config):
+    """Quantizes the output of a `FixedPointNormalization`: 8 bits, one range, a moving average of it."""
+
+    def get_output_quantizers(self, layer):
+        """One."""
+        average = _tools.quantizers.MovingAverageQuantizer
+        return [average(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)]
+
+
+@_keras.register_by_class
+class FixedPointNoOutputConfig(_Config):
+    """Quantizes nothing: a ReLU follows, which the operator takes in and after which the output is quantized."""
+
+
+class _Swap(_transforms.Transform):
+    """Makes a batch normalization that has no config of its own a `FixedPointNormalization`; `before` it are these."""
+
+    def __init__(self, *before, where=lambda config: True):
+        self._before, self._where = list(before), where
+
+    def pattern(self):
+        """The batch normalization, with the layers in front of it where they matter."""
+        return _Pattern(_NORMALIZATIONS, inputs=self._before)
+
+    def replacement(self, match_layer):
+        """The same layer of our class; unchanged where the layer in front is not meant."""
+        if match_layer.metadata.get("quantize_config") is not None:
+            return match_layer
+        if not all(self._where(node.layer["config"]) for node in match_layer.input_layers):
+            return match_layer
+        layer = match_layer.layer
+        if layer["class_name"] == "SyncBatchNormalization":
+            layer["config"]["synchronized"] = True
+        layer["class_name"] = "keras_lsb>FixedPointNormalization"
+        return match_layer
+
+    def custom_objects(self) -> dict:
+        """What the model is rebuilt with."""
+        return {"FixedPointNormalization": FixedPointNormalization}
+
+
+class _QuantizeOutput(_transforms.Transform):
+    """Quantizes the output of each `FixedPointNormalization` that has no config."""
+
+    def pattern(self):
+        """The layer, whatever is in front of it."""
+        return _Pattern(_OURS)
+
+    def replacement(self, match_layer):
+        """The same layers, with a config."""
+        return self._configured(match_layer, match_layer, FixedPointOutputConfig)
+
+    def _configured(self, head, normalization, config):
+        if normalization.metadata.get("quantize_config") is None:
+            normalization.metadata["quantize_config"] = config()
+        return head
+
+
+class _LeaveOutputToRelu(_QuantizeOutput):
+    """Leaves the output unquantized where the operator takes in the ReLU that follows."""
+
+    def __init__(self, *arguments, **options):
+        self._relu = _Pattern(*arguments, **options)
+
+    def pattern(self):
+        """The ReLU after the layer."""
+        return _Pattern(self._relu.class_name, self._relu.config, [_Pattern(_OURS)])
+
+    def replacement(self, match_layer):
+        """The same layers, with a config; unchanged where LiteRT's operator has no such activation."""
+        config = match_layer.layer["config"]
+        plain = not config.get("negative_slope") and not config.get("threshold")
+        if not plain or config.get("max_value") not in (None, 6):
+            return match_layer
+        return self._configured(match_layer, match_layer.input_layers[0], FixedPointNoOutputConfig)
+
+
+def _dilated(config: dict) -> bool:
+    return any(rate != 1 for rate in config.get("dilation_rate", ()))
+
+
+class FixedPointLayoutTransform(_tools.default_8bit.Default8BitQuantizeLayoutTransform):
+    """tfmot's transforms of the model, between ours.
+
+    Args:
+        per_axis: whether kernels have one scale per channel; without, what would fold ends in float, so none does.
+    """
+
+    def __init__(self, per_axis: bool = True):
+        self._per_axis = per_axis
+
+    def apply(self, model, layer_quantize_map):
+        """(transformed model, its layers' metadata); see tfmot.
+
+        Raises:
+            ValueError: a nested model, or a layer that would be rejected; with its name and what to do.
+        """
+        _refuse_nested(model)
+        not_folded = [
+            _Swap(_Pattern("(Dense|Conv2DTranspose)")),
+            _Swap(_Pattern("(Conv2D|DepthwiseConv2D)"), where=_dilated if self._per_axis else lambda config: True),
+        ]
+        model, layer_quantize_map = _transformed(model, layer_quantize_map, not_folded)
+        model, layer_quantize_map = super().apply(model, layer_quantize_map)
+        model, layer_quantize_map = _transformed(model, layer_quantize_map, [_Swap()])
+        outputs = [
+            _LeaveOutputToRelu("ReLU"),
+            _LeaveOutputToRelu("Activation", {"activation": "(relu|relu6)"}),
+        ]
+        model, layer_quantize_map = _transformed(model, layer_quantize_map, outputs)
+        model, layer_quantize_map = _transformed(model, layer_quantize_map, [_QuantizeOutput()])
+        _refuse_unsupported(model, layer_quantize_map)
+        return model, layer_quantize_map
+
+
+class FixedPointScheme(_tools.default_8bit.Default8BitQuantizeScheme):
+    """tfmot's scheme of 8 bits, with every batch normalization an integer operator.
+
+    Args:
+        disable_per_axis: see `quantize_scheme`.
+    """
+
+    def __init__(self, disable_per_axis: bool = False):
+        super().__init__(disable_per_axis)
+        self._disable_per_axis = disable_per_axis
+
+    def get_layout_transformer(self):
+        """Ours."""
+        return FixedPointLayoutTransform(per_axis=not self._disable_per_axis)
+
+
+def _transformed(model, layer_quantize_map, transforms):
+    return _Transformer(model, transforms, set(layer_quantize_map), layer_quantize_map).transform()
+
+
+def _refuse_nested(model) -> None:
+    for layer in model.layers:
+        if isinstance(layer, _keras.Model):
+            raise ValueError(
+                f"The model {layer.name!r} is a layer of another model, which tfmot leaves in float. "
+                "Use `quantize_model`, or annotate what `flatten_model` returns. "
+                f"Received: {type(layer).__name__} {layer.name!r} in {model.name!r}"
+            )
+
+
+def _refuse_unsupported(model, layer_quantize_map) -> None:
+    registry = _tools.default_8bit.Default8BitQuantizeRegistry()
+    for layer in model.layers:
+        unknown = layer.name in layer_quantize_map and not isinstance(
+            layer, (_keras.keras.layers.InputLayer, _tools.QuantizeWrapper)
+        )
+        if not unknown or layer_quantize_map[layer.name].get("quantize_config") or registry.supports(layer):
+            continue
+        if type(layer).__name__ == "QuantizeLayer":
+            continue
+        hint = (
+            "It is used more than once: give each place a layer of its own."
+            if len(layer._inbound_nodes) > 1
+            else "Annotate it with a `QuantizeConfig` of your own, or annotate the other layers only, "
+            "which leaves this one in float."
+        )
+        raise ValueError(
+            f"Layer {layer.name!r} has no quantization in tfmot. {hint} Received: {type(layer).__name__} {layer.name!r}"
+        )
