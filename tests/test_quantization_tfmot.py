@@ -15,7 +15,7 @@ from tests.quantization_problem import (
     operators,
     randomized,
 )
-from tests.support import LEGACY, keras, keras3_only
+from tests.support import keras, keras3_only
 
 layers = keras.layers
 IMAGE = (5, 5, 3)
@@ -133,12 +133,12 @@ def test_every_other_normalization_is_an_integer_operator(name):
 
 
 @needs_tfmot
-def test_one_scale_per_kernel():
-    model, _, content, report = quantized(
-        IMAGE, FOLDED["conv-relu"][1], functools.partial(quantize_scheme, disable_per_axis=True)
-    )
+@pytest.mark.parametrize(("disabled", "expected"), [(False, []), (True, ["bn"])])
+def test_through_tfmots_own_calls_and_with_one_scale_per_kernel(disabled, expected):
+    scheme = functools.partial(quantize_scheme, disable_per_axis=disabled)
+    model, _, content, report = quantized(*FOLDED["conv-relu"], scheme)
     assert_integer(content, report)
-    assert fixed_points(model) == ["bn"]
+    assert fixed_points(model) == expected
 
 
 @needs_tfmot
@@ -165,39 +165,16 @@ def test_a_layer_that_is_used_twice_is_named():
         quantize_model(functional(IMAGE, build))
 
 
-@needs_tfmot
-def test_a_normalization_with_a_config_of_its_own_is_left_alone():
-    tools = tfmot()
-
-    class Own(tools.default_8bit.Default8BitQuantizeScheme().get_quantize_registry().__class__):
-        pass
-
-    config = quantize_scheme_config()
-    inputs = keras.Input(IMAGE)
-    value = tools.quantize_annotate_layer(BN(), config)(CONV()(inputs))
-    model = tools.quantize_annotate_model(randomized(keras.Model(inputs, RELU()(value))))
-    with tools.quantize_scope():
-        found = tools.quantize_apply(model, quantize_scheme())
-    assert fixed_points(found) == []
-    report = verify(converted(found), found, examples(found))
-    assert not report.ok
-    assert any("bn" in name for name in report.float_operators), str(report)
-
-
-def quantize_scheme_config():
-    """A config of a user's that quantizes the output only."""
+def output_only():
+    """A config of a user's own that quantizes the output of a layer."""
     tools = tfmot()
 
     class OutputOnly(tools.QuantizeConfig):
         def get_weights_and_quantizers(self, layer):
             return []
 
-        get_activations_and_quantizers = get_weights_and_quantizers
-
         def set_quantize_weights(self, layer, quantize_weights):
             return None
-
-        set_quantize_activations = set_quantize_weights
 
         def get_output_quantizers(self, layer):
             average = tools.quantizers.MovingAverageQuantizer
@@ -206,7 +183,24 @@ def quantize_scheme_config():
         def get_config(self):
             return {}
 
-    return OutputOnly()
+        get_activations_and_quantizers = get_weights_and_quantizers
+        set_quantize_activations = set_quantize_weights
+
+    return OutputOnly
+
+
+@needs_tfmot
+def test_a_normalization_with_a_config_of_its_own_is_left_alone():
+    tools, config = tfmot(), output_only()
+    inputs = keras.Input(IMAGE)
+    value = tools.quantize_annotate_layer(BN(), config())(CONV()(inputs))
+    with tools.quantize_scope({"OutputOnly": config}):
+        found = quantize_model(randomized(keras.Model(inputs, RELU()(value))))
+    assert fixed_points(found) == []
+    report = verify(converted(found), found, examples(found))
+    assert not report.ok
+    assert any("bn" in name for name in report.float_operators), str(report)
+    assert "FAILED" in str(report)
 
 
 @needs_tfmot
@@ -246,7 +240,7 @@ def test_nested_models_become_one():
 
 @needs_tfmot
 def test_flattening_keeps_shared_layers_and_models_without_nested_ones():
-    model, data = nested(), None
+    model = nested()
     data = examples(model)
     np.testing.assert_allclose(flatten_model(model).predict(data, verbose=0), model.predict(data, verbose=0), atol=1e-6)
     plain = functional(IMAGE, chain(BN))
@@ -282,8 +276,8 @@ def test_channels_first_is_refused_by_name():
 
 @needs_tfmot
 def test_training_updates_the_statistics_and_the_weights():
-    model, data, _, _ = quantized(*STANDALONE["add-bn-relu-conv"])
-    found = keras.models.clone_model(model) if False else quantize_model(functional(*STANDALONE["add-bn-relu-conv"]))
+    model, data = quantized(*STANDALONE["add-bn-relu-conv"])[:2]
+    found = quantize_model(functional(*STANDALONE["add-bn-relu-conv"]))
     layer = next(one for one in found._flatten_layers() if isinstance(one, FixedPointNormalization))
     before = [variable.numpy().copy() for variable in layer.variables]
     found.compile("sgd", "mse")
@@ -308,7 +302,3 @@ def test_a_model_of_keras_3_is_told_what_to_do():
     model = keras3.Sequential([keras3.Input((3,)), keras3.layers.BatchNormalization()])
     with pytest.raises(ValueError, match=r"`model` must be a model of tf_keras.*to_tflite.*Received"):
         quantize_model(model)
-
-
-def test_flavours_are_covered():
-    assert LEGACY or True

@@ -155,6 +155,12 @@ class FixedPointLayoutTransform(_tools.default_8bit.Default8BitQuantizeLayoutTra
             ValueError: a nested model, or a layer that would be rejected; with its name and what to do.
         """
         _refuse_nested(model)
+        with _tools.quantize_scope():  # the model is rebuilt with tfmot's objects in it
+            model, layer_quantize_map = self._apply(model, layer_quantize_map)
+        _refuse_unsupported(model, layer_quantize_map)
+        return model, layer_quantize_map
+
+    def _apply(self, model, layer_quantize_map):
         not_folded = [
             _Swap(_Pattern("(Dense|Conv2DTranspose)")),
             _Swap(_Pattern("(Conv2D|DepthwiseConv2D)"), where=_dilated if self._per_axis else lambda config: True),
@@ -167,9 +173,7 @@ class FixedPointLayoutTransform(_tools.default_8bit.Default8BitQuantizeLayoutTra
             _LeaveOutputToRelu("Activation", {"activation": "(relu|relu6)"}),
         ]
         model, layer_quantize_map = _transformed(model, layer_quantize_map, outputs)
-        model, layer_quantize_map = _transformed(model, layer_quantize_map, [_QuantizeOutput()])
-        _refuse_unsupported(model, layer_quantize_map)
-        return model, layer_quantize_map
+        return _transformed(model, layer_quantize_map, [_QuantizeOutput()])
 
 
 class FixedPointScheme(_tools.default_8bit.Default8BitQuantizeScheme):
