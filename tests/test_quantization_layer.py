@@ -134,7 +134,8 @@ def test_importing_the_room_imports_no_converter():
     """tfmot sets TF_USE_LEGACY_KERAS when it is imported: that must not happen behind a user's back."""
     code = (
         "import sys, keras_lsb.quantization\n"
-        "found = {'tensorflow_model_optimization', 'ai_edge_litert', 'keras_lsb.quantization.scheme'} & set(sys.modules)\n"
+        "names = {'tensorflow_model_optimization', 'ai_edge_litert', 'keras_lsb.quantization.scheme'}\n"
+        "found = names & set(sys.modules)\n"
         "sys.exit(str(found) if found else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

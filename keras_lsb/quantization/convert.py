@@ -12,6 +12,7 @@ from keras_lsb.fixedpoint.depthwise import DEPTHWISE_KERNELS
 from keras_lsb.quantization.litert import LiteRTFile
 from keras_lsb.quantization.normalization import FixedPointNormalization
 
+INPUT_NAME = "input_{}"
 _SCOPE = "fixed_point_normalization_{}"
 _TAG = re.compile(r"fixed_point_normalization_(\d+)(?!\d)")
 
@@ -92,7 +93,10 @@ def _tagged(layers):
 def _convert(model, examples) -> bytes:
     tensorflow = _keras.tensorflow
     lite = tensorflow.lite
-    specs = [tensorflow.TensorSpec([1, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs]
+    specs = [
+        tensorflow.TensorSpec([1, *tensor.shape[1:]], tensor.dtype, name=INPUT_NAME.format(index))
+        for index, tensor in enumerate(model.inputs)
+    ]
 
     @tensorflow.function(input_signature=specs, autograph=False)
     def infer(*inputs):
@@ -110,7 +114,7 @@ def _convert(model, examples) -> bytes:
 
 
 def _examples(data, inputs: int):
-    """A function that yields the examples one at a time, each a list with one array per input."""
+    """A function that yields the examples one at a time, each a dictionary of the arrays of all inputs by name."""
 
     def batches():
         for batch in [data] if isinstance(data, np.ndarray) else data:
@@ -119,7 +123,10 @@ def _examples(data, inputs: int):
     def examples():
         for batch in batches():
             for index in range(len(batch[0])):
-                yield [one[index : index + 1].astype("float32") for one in batch]
+                yield {
+                    INPUT_NAME.format(place): one[index : index + 1].astype("float32")
+                    for place, one in enumerate(batch)
+                }
 
     return examples
 

@@ -74,7 +74,7 @@ def _placed(file: LiteRTFile, layers) -> list[tuple]:
     found = []
     for operator in file.depthwise_operators():
         if noted is None:
-            layer = _nearest(file, operator, layers)
+            layer = _nearest(file, operator, layers, [layer for _, layer in found])
         else:
             index = noted.get(str(int(operator.outputs[0])))
             layer = None if index is None or index >= len(layers) else layers[index]
@@ -83,8 +83,11 @@ def _placed(file: LiteRTFile, layers) -> list[tuple]:
     return found
 
 
-def _nearest(file: LiteRTFile, operator, layers):
-    """The layer whose kernel and bias an operator holds to within a step of each; None if there is none."""
+def _nearest(file: LiteRTFile, operator, layers, taken):
+    """The layer whose kernel and bias an operator holds to within a step of each; None if there is none.
+
+    Of layers with equal weights, one that is not taken.
+    """
     if file.tensor_type(operator.inputs[0]) != "INT8":
         return None
     steps = [file.scale(index).astype("float64") for index in operator.inputs[1:3]]
@@ -99,8 +102,8 @@ def _nearest(file: LiteRTFile, operator, layers):
             apart = max(
                 np.max(np.abs(kernel - affine.scale) / steps[0]), np.max(np.abs(bias - affine.offset) / steps[1])
             )
-            distances.append((float(apart), layer))
-    distance, layer = min(distances, key=lambda pair: pair[0], default=(np.inf, None))
+            distances.append((float(apart), any(layer is one for one in taken), layer))
+    distance, _, layer = min(distances, key=lambda entry: entry[:2], default=(np.inf, False, None))
     return layer if distance <= 1 else None
 
 
