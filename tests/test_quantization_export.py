@@ -1,12 +1,19 @@
 """Integer files and their verification: which operator is which layer, what is exact, and what a report says."""
 
 import functools
-import json
 
 import numpy as np
 import pytest
 
-from keras_lsb.quantization import FixedPointNormalization, Report, quantize_model, quantize_scope, to_tflite, verify
+from keras_lsb.quantization import (
+    FixedPointNormalization,
+    Report,
+    fixed_point_model,
+    quantize_model,
+    quantize_scope,
+    to_tflite,
+    verify,
+)
 from keras_lsb.quantization.__main__ import main
 from keras_lsb.quantization.convert import normalizations
 from keras_lsb.quantization.litert import LiteRTFile
@@ -200,23 +207,54 @@ def test_wrong_arguments(call, message):
 
 
 def test_command(tmp_path, capsys):
-    suffix = "keras"
-    paths = {name: tmp_path / name for name in ("a.tflite", f"model.{suffix}", "data.npy")}
-    paths["a.tflite"].write_bytes(file())
-    model().save(paths[f"model.{suffix}"])
-    np.save(paths["data.npy"], examples(model()))
-    arguments = [str(paths["a.tflite"]), "--model", str(paths[f"model.{suffix}"]), "--data", str(paths["data.npy"])]
+    path, kept, data = tmp_path / "a.tflite", tmp_path / "model.keras", tmp_path / "data.npy"
+    path.write_bytes(file())
+    model().save(kept)
+    np.save(data, examples(model()))
+    arguments = [str(path), "--model", str(kept), "--data", str(data)]
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(report())
     tampered = LiteRTFile(file())
-    tampered.operators[0].builtinOptions.fusedActivationFunction = 0
-    notes = json.loads(json.dumps(tampered.notes()))
+    notes = tampered.notes()
     notes["layers"].popitem()
-    tampered.model.metadata = [one for one in tampered.model.metadata if one.name != b"keras_lsb"]
+    tampered.model.metadata = []
     tampered.set_notes(notes)
-    paths["a.tflite"].write_bytes(tampered.content())
+    path.write_bytes(tampered.content())
     assert main(arguments) == 1
     assert "no int8 operator: " in capsys.readouterr().out
+
+
+def test_a_multiplication_that_the_converter_merges_is_named():
+    def build(x):
+        return layers.Rescaling(2.0)(FixedPointNormalization(name="merged")(x))
+
+    merged = functional(IMAGE, build)
+    with pytest.raises(ValueError, match=r"merged a multiplication.*Received: layer 'merged'"):
+        to_tflite(merged, examples(merged))
+
+
+def stock(x):
+    """Batch normalizations that fold, and those after a ReLU, a branch, a sum, in a nested model, and after a pool."""
+    convolution = functools.partial(layers.Conv2D, 4, 3, padding="same", use_bias=False)
+    value = layers.ReLU()(layers.BatchNormalization(name="folds")(convolution()(x)))
+    value = layers.BatchNormalization(name="after_relu")(value)
+    branch = convolution()(value)
+    value = layers.Add()([layers.BatchNormalization(name="of_branch")(branch), branch])
+    inner = keras.Sequential([layers.Input((6, 6, 4)), layers.BatchNormalization(name="nested")], name="inner")
+    value = layers.GlobalAveragePooling2D()(layers.ReLU()(inner(value)))
+    return layers.BatchNormalization(name="dense_folds")(layers.Dense(3)(value))
+
+
+def test_a_trained_model_gets_the_layers_it_needs():
+    model = functional(IMAGE, stock)
+    made, data = fixed_point_model(model), examples(model)
+    np.testing.assert_allclose(made.predict(data, verbose=0), model.predict(data, verbose=0), atol=1e-5)
+    assert sorted(fixed_points(made)) == ["after_relu", "nested", "of_branch"]
+    found = verify(to_tflite(made, data), made, data)
+    assert found.ok, str(found)
+    assert found.operators.get("MUL", 0) == 0
+    assert found.operators["DEPTHWISE_CONV_2D"] == 3
+    assert [layer.exact for layer in found.layers] == [4, 4, 4]
 
 
 @needs_tfmot

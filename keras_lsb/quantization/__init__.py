@@ -5,6 +5,7 @@ from keras_lsb.quantization.convert import to_tflite
 from keras_lsb.quantization.flatten import flatten_model
 from keras_lsb.quantization.loading import quantize_scope
 from keras_lsb.quantization.normalization import FixedPointNormalization
+from keras_lsb.quantization.replace import fixed_point_model
 from keras_lsb.quantization.report import LayerReport, OutputReport, Report
 from keras_lsb.quantization.verify import verify
 
@@ -13,6 +14,7 @@ __all__ = [
     "LayerReport",
     "OutputReport",
     "Report",
+    "fixed_point_model",
     "flatten_model",
     "quantize_model",
     "quantize_scheme",

@@ -40,7 +40,8 @@ def quantize_model(model):
     if not isinstance(model, _keras.Model):
         raise ValueError(
             "`model` must be a model of tf_keras; one of Keras 3 does without tfmot: give it "
-            "`FixedPointNormalization` layers, and convert it by `to_tflite` with representative data. "
+            "`FixedPointNormalization` layers by `fixed_point_model`, and convert it by `to_tflite` with "
+            "representative data. "
             f"Received: model={type(model).__module__}.{type(model).__name__}"
         )
     with tools.quantize_scope():
@@ -53,8 +54,8 @@ def require_tfmot():
     if not _keras.LEGACY:
         raise ValueError(
             "tfmot quantizes models of tf_keras only. Set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported; or stay "
-            "with Keras 3, give the model `FixedPointNormalization` layers, and convert it by `to_tflite` with "
-            f"representative data. Received: Keras {_keras.keras.__version__}"
+            "with Keras 3, give the model `FixedPointNormalization` layers by `fixed_point_model`, and convert it by "
+            f"`to_tflite` with representative data. Received: Keras {_keras.keras.__version__}"
         )
     try:
         return importlib.import_module("keras_lsb.quantization.scheme")

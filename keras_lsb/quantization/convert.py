@@ -162,12 +162,13 @@ def _layer_index(file: LiteRTFile, operator) -> int | None:
 
 
 def _require_same(file: LiteRTFile, operator, affine: Int8Affine, layer) -> None:
-    """Whether the operator holds the layer's kernel, as nearly as the converter can."""
+    """Requires that the operator holds the layer's kernel, as nearly as the converter can."""
     step = file.scale(operator.inputs[1]).astype("float64")
     kernel = file.values(operator.inputs[1], "int8") * step
     if kernel.shape == affine.scale.shape and (np.abs(kernel - affine.scale) <= step).all():
         return
     raise ValueError(
-        "An operator of the converted file is not the normalization that its name says. "
+        "The converter has merged a multiplication beside a normalization into it, such as a Rescaling layer, so that "
+        "its integers cannot be chosen: have a convolution or dense layer take that in. "
         f"Received: layer {layer.name!r}, operator {file.tensor_name(operator.outputs[0])!r}"
     )
