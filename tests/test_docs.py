@@ -66,6 +66,7 @@ def test_the_pages_with_examples_are_found():
 @pytest.mark.parametrize(
     ("name", "examples"),
     [
+        ("keras_lsb.fixedpoint.depthwise", 2),
         ("keras_lsb.scaling.legw", 2),
         ("keras_lsb.scaling.noise_scale", 2),
         ("keras_lsb.scaling.critical_batch", 3),

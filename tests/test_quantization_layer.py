@@ -63,12 +63,12 @@ def test_a_frozen_layer_infers():
 
 @needs_tensorflow
 def test_kernel_of_a_small_gamma_has_steps_of_its_own():
-    """A scale of 1e-6 with an offset of 1 is below half a step of 1e-4 / 127; one of 1e-6 without offset is kept."""
+    """A scale of 1e-7 with an offset of 1 is below half a step of 1e-4 / 127; one of 1e-6 without offset is kept."""
     layer = FixedPointNormalization(epsilon=0.0)
     layer.build((None, 3))
     layer.set_weights([np.array(values, "float32") for values in ([1e-7, 1e-6, 2.0], [1, 0, 1], [0, 0, 0], [1, 1, 1])])
-    found = to_numpy(layer(np.full((1, 3), 5.0, "float32")))
-    np.testing.assert_allclose(found, [[1.0, 5e-6, 11.0]], rtol=1e-6)
+    found = to_numpy(layer(np.full((1, 3), 1000.0, "float32")))
+    np.testing.assert_allclose(found, [[1.0, 1e-3, 2001.0]], rtol=1e-6)
 
 
 @needs_tensorflow

@@ -1,10 +1,13 @@
 """Quantization-aware training: each graph that tfmot folds, rejects or leaves in float ends as integers."""
 
 import functools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from keras_lsb import quantization
 from keras_lsb.quantization import FixedPointNormalization, flatten_model, quantize_model, quantize_scheme, verify
 from tests.quantization_problem import (
     converted,
@@ -284,6 +287,17 @@ def test_training_updates_the_statistics_and_the_weights():
     found.fit(data, np.ones((len(data), *model.output_shape[1:])), epochs=2, verbose=0)
     assert len(before) == 4
     assert all((variable.numpy() != old).any() for variable, old in zip(layer.variables, before, strict=True))
+
+
+@needs_tfmot
+def test_the_training_on_the_page_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "quantization.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    model = functional(IMAGE, chain(RELU, BN, layers.Flatten, lambda: layers.Dense(4)))
+    monkeypatch.chdir(tmp_path)
+    names = {"quantization": quantization, "keras": keras, "np": np, "model": model, "images": examples(model, 64)}
+    exec(code, names)
+    assert verify(names["file"], names["model"], names["images"]).ok
 
 
 @keras3_only("a model that tfmot refuses")

@@ -5,6 +5,7 @@ from tests.mutants.conadv import CONADV
 from tests.mutants.decentlam import DECENTLAM
 from tests.mutants.fixedpoint import FIXEDPOINT
 from tests.mutants.mutant import Mutant
+from tests.mutants.quantization import QUANTIZATION
 from tests.mutants.replicas import REPLICAS
 
 _ORACLE = "test_rules.py::test_oracle[{}-float64]"
@@ -392,5 +393,6 @@ MUTANTS = (
     *CONADV,
     *DECENTLAM,
     *FIXEDPOINT,
+    *QUANTIZATION,
     *REPLICAS,
 )
