@@ -68,6 +68,8 @@ STANDALONE = {
     "alone, rank 4": (IMAGE, chain(BN)),
     "add-bn-relu-conv": (IMAGE, add_bn_relu),
     "conv with relu": (IMAGE, chain(lambda: CONV(activation="relu"), BN)),
+    "after a relu": (IMAGE, chain(CONV, RELU, BN)),
+    "dense, then a relu": ((6,), chain(lambda: layers.Dense(5), RELU, BN)),
     "branching convolution": (IMAGE, branching),
     "two consumers": (IMAGE, two_consumers),
     "pool": (IMAGE, chain(CONV, lambda: layers.MaxPooling2D(2), BN)),
@@ -156,6 +158,35 @@ def test_through_tfmots_own_calls_and_with_one_scale_per_kernel(disabled, expect
 def test_what_cannot_be_quantized_is_named(shape, build):
     with pytest.raises(ValueError, match=r"Layer 'odd' has no quantization.*`QuantizeConfig` of your own.*Received"):
         quantize_model(functional(shape, build))
+
+
+@needs_tfmot
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            lambda: layers.ReLU(4.0, name="odd"),
+            r"Layer 'odd' ends in float.*ReLU\(6.0\).*Received: ReLU with max_value=4",
+        ),
+        (lambda: layers.Activation("elu", name="odd"), "Layer 'odd' has an activation.*Received: .*activation=elu"),
+        (
+            lambda: CONV(activation="swish", name="odd"),
+            "Layer 'odd' ends in float.*`Activation` or `ReLU` layer behind",
+        ),
+        (lambda: CONV(activation="elu", name="odd"), "Layer 'odd' ends in float, or fails,.*activation=elu"),
+        (lambda: TRANSPOSED(activation="relu", name="odd"), "Layer 'odd' ends in float.*Received: Conv2DTranspose"),
+    ],
+)
+def test_what_tfmot_accepts_and_leaves_in_float_is_named(layer, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_model(functional(IMAGE, chain(layer, BN)))
+
+
+@needs_tfmot
+def test_one_dimensional_separable_convolution_is_named():
+    layer = layers.SeparableConv1D(4, 3, name="odd")
+    with pytest.raises(ValueError, match=r"Layer 'odd' is replaced by `Lambda` layers.*SeparableConv2D"):
+        quantize_model(functional((7, 4), chain(lambda: layer, BN)))
 
 
 @needs_tfmot

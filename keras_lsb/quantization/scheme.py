@@ -9,11 +9,13 @@ import tensorflow_model_optimization as tfmot
 
 from keras_lsb import _keras
 from keras_lsb.quantization.normalization import FixedPointNormalization
+from keras_lsb.quantization.refusal import refuse_after, refuse_before
 
 _tools = tfmot.quantization.keras
 _transforms = _tools.graph_transformations.transforms
 _Pattern, _Transformer = _transforms.LayerPattern, _tools.graph_transformations.model_transformer.ModelTransformer
 _NORMALIZATIONS = "(BatchNormalization|SyncBatchNormalization)"
+_RELUS = (("ReLU", {}), ("Activation", {"activation": "(relu|relu6)"}))
 _OURS = "(keras_lsb>)?FixedPointNormalization"
 
 
@@ -50,7 +52,7 @@ class _Config(_tools.QuantizeConfig):
         return cls(**config)
 
     def __eq__(self, other):
-        return type(self) is type(other)
+        return type(self) is type(other) and self.get_config() == other.get_config()
 
     def __hash__(self):
         return hash(type(self))
@@ -69,6 +71,53 @@ class FixedPointOutputConfig(_Config):
 @_keras.register_by_class
 class FixedPointNoOutputConfig(_Config):
     """Quantizes nothing: a ReLU follows, which the operator takes in and after which the output is quantized."""
+
+
+@_keras.register_by_class
+class KernelOnlyConfig(_Config):
+    """Quantizes the kernel of a convolution or dense layer, and leaves the output to the ReLU that follows.
+
+    tfmot leaves the kernel in float there, so that training does not see the kernel that ships.
+
+    Args:
+        disable_per_axis: see `quantize_scheme`.
+    """
+
+    def __init__(self, disable_per_axis: bool = False):
+        self.disable_per_axis = disable_per_axis
+
+    def get_weights_and_quantizers(self, layer):
+        """As tfmot's config of the layer."""
+        return self._stock(layer).get_weights_and_quantizers(layer)
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        """As tfmot's config of the layer."""
+        self._stock(layer).set_quantize_weights(layer, quantize_weights)
+
+    def _stock(self, layer):
+        return _registry(self.disable_per_axis).get_quantize_config(layer)
+
+    def get_config(self) -> dict:
+        """The argument."""
+        return {"disable_per_axis": self.disable_per_axis}
+
+
+class _QuantizeKernel(_transforms.Transform):
+    """Quantizes the kernel in front of a ReLU, which tfmot's transforms have left in float."""
+
+    def __init__(self, relu, disable_per_axis: bool):
+        self._relu, self._disable_per_axis = relu, disable_per_axis
+
+    def pattern(self):
+        """The ReLU after the layer."""
+        return _Pattern(*self._relu, inputs=[_Pattern("(Conv2D|DepthwiseConv2D|Dense)")])
+
+    def replacement(self, match_layer):
+        """The same layers; the first with our config in place of tfmot's that quantizes nothing."""
+        (node,) = match_layer.input_layers
+        if type(node.metadata.get("quantize_config")).__name__ == "NoOpQuantizeConfig":
+            node.metadata["quantize_config"] = KernelOnlyConfig(self._disable_per_axis)
+        return match_layer
 
 
 class _Swap(_transforms.Transform):
@@ -118,12 +167,12 @@ class _QuantizeOutput(_transforms.Transform):
 class _LeaveOutputToRelu(_QuantizeOutput):
     """Leaves the output unquantized where the operator takes in the ReLU that follows."""
 
-    def __init__(self, *arguments, **options):
-        self._relu = _Pattern(*arguments, **options)
+    def __init__(self, relu):
+        self._relu = relu
 
     def pattern(self):
         """The ReLU after the layer."""
-        return _Pattern(self._relu.class_name, self._relu.config, [_Pattern(_OURS)])
+        return _Pattern(*self._relu, inputs=[_Pattern(_OURS)])
 
     def replacement(self, match_layer):
         """The same layers, with a config; unchanged where LiteRT's operator has no such activation."""
@@ -154,10 +203,10 @@ class FixedPointLayoutTransform(_tools.default_8bit.Default8BitQuantizeLayoutTra
         Raises:
             ValueError: a nested model, or a layer that would be rejected; with its name and what to do.
         """
-        _refuse_nested(model)
+        refuse_before(model, layer_quantize_map)
         with _tools.quantize_scope():  # the model is rebuilt with tfmot's objects in it
             model, layer_quantize_map = self._apply(model, layer_quantize_map)
-        _refuse_unsupported(model, layer_quantize_map)
+        refuse_after(model, layer_quantize_map, _registry())
         return model, layer_quantize_map
 
     def _apply(self, model, layer_quantize_map):
@@ -168,11 +217,9 @@ class FixedPointLayoutTransform(_tools.default_8bit.Default8BitQuantizeLayoutTra
         model, layer_quantize_map = _transformed(model, layer_quantize_map, not_folded)
         model, layer_quantize_map = super().apply(model, layer_quantize_map)
         model, layer_quantize_map = _transformed(model, layer_quantize_map, [_Swap()])
-        outputs = [
-            _LeaveOutputToRelu("ReLU"),
-            _LeaveOutputToRelu("Activation", {"activation": "(relu|relu6)"}),
-        ]
-        model, layer_quantize_map = _transformed(model, layer_quantize_map, outputs)
+        before_relu = [_LeaveOutputToRelu(relu) for relu in _RELUS]
+        before_relu += [_QuantizeKernel(relu, not self._per_axis) for relu in _RELUS]
+        model, layer_quantize_map = _transformed(model, layer_quantize_map, before_relu)
         return _transformed(model, layer_quantize_map, [_QuantizeOutput()])
 
 
@@ -192,36 +239,9 @@ class FixedPointScheme(_tools.default_8bit.Default8BitQuantizeScheme):
         return FixedPointLayoutTransform(per_axis=not self._disable_per_axis)
 
 
+def _registry(disable_per_axis: bool = False):
+    return _tools.default_8bit.Default8BitQuantizeRegistry(disable_per_axis)
+
+
 def _transformed(model, layer_quantize_map, transforms):
     return _Transformer(model, transforms, set(layer_quantize_map), layer_quantize_map).transform()
-
-
-def _refuse_nested(model) -> None:
-    for layer in model.layers:
-        if isinstance(layer, _keras.Model):
-            raise ValueError(
-                f"The model {layer.name!r} is a layer of another model, which tfmot leaves in float. "
-                "Use `quantize_model`, or annotate what `flatten_model` returns. "
-                f"Received: {type(layer).__name__} {layer.name!r} in {model.name!r}"
-            )
-
-
-def _refuse_unsupported(model, layer_quantize_map) -> None:
-    registry = _tools.default_8bit.Default8BitQuantizeRegistry()
-    for layer in model.layers:
-        unknown = layer.name in layer_quantize_map and not isinstance(
-            layer, (_keras.keras.layers.InputLayer, _tools.QuantizeWrapper)
-        )
-        if not unknown or layer_quantize_map[layer.name].get("quantize_config") or registry.supports(layer):
-            continue
-        if type(layer).__name__ == "QuantizeLayer":
-            continue
-        hint = (
-            "It is used more than once: give each place a layer of its own."
-            if len(layer._inbound_nodes) > 1
-            else "Annotate it with a `QuantizeConfig` of your own, or annotate the other layers only, "
-            "which leaves this one in float."
-        )
-        raise ValueError(
-            f"Layer {layer.name!r} has no quantization in tfmot. {hint} Received: {type(layer).__name__} {layer.name!r}"
-        )
