@@ -186,9 +186,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--waiting", type=float, default=0.12, help="share of a round to wait for processors at most")
     parser.add_argument("--minutes", type=float, default=30, help="to wait for so many rounds")
-    parser.add_argument(
-        "--quick", action="store_true", help="ResNet-8, a small batch, one round, whatever the load"
-    )
+    parser.add_argument("--quick", action="store_true", help="ResNet-8, a small batch, one round, whatever the load")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
