@@ -26,6 +26,7 @@ REPLICAS = {
     "_distribution_strategy",
 }
 CONVERTERS = {"tensorflow_model_optimization", "ai_edge_litert"}
+CONVERSION = CONVERTERS | {"tfmot", "TFLiteConverter", "LiteRTFile", "lite"}
 
 
 def imports(tree):
@@ -65,6 +66,9 @@ def violations(source: str, path: str) -> list[str]:
             arrays = [f"keras_lsb._keras.{array}" for array in ("ops", "sum_of_squares", "column_sums")]
             if part not in (*MATHS, "_checks") and name not in arrays:
                 found.append(f"{path} imports {name}: maths imports maths, _checks and ops")
+    if room != "quantization":
+        heads = {name.split(".")[0] for name in identifiers(tree)}
+        found += [f"{path} names {name}: only quantization/ does" for name in sorted(CONVERSION & heads)]
     if room != "distribute":
         found += [f"{path} names {name}: only distribute/ does" for name in sorted(REPLICAS & set(identifiers(tree)))]
         chain = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
@@ -91,6 +95,10 @@ def test_rule_between_the_rooms(path):
         ("training/bad.py", "getattr(optimizer, '_all_reduce_sum_gradients')"),
         ("optimizers/bad.py", "import tensorflow_model_optimization as tfmot"),
         ("fixedpoint/bad.py", "from ai_edge_litert.interpreter import Interpreter"),
+        ("fixedpoint/bad.py", "importlib.import_module('ai_edge_litert.interpreter')"),
+        ("_keras.py", "importlib.import_module('tensorflow_model_optimization')"),
+        ("callbacks/bad.py", "converter = tensorflow.lite.TFLiteConverter"),
+        ("fixedpoint/bad.py", "from keras_lsb.quantization import to_tflite"),
     ],
 )
 def test_the_rule_can_be_broken(path, source):
@@ -104,6 +112,7 @@ def test_the_rule_can_be_broken(path, source):
         ("_keras.py", "import keras\nimport tf_keras"),
         ("distribute/good.py", "from keras_lsb import _keras\ncontext.all_reduce(1)"),
         ("quantization/good.py", "import tensorflow_model_optimization"),
+        ("quantization/good.py", "converter = tensorflow.lite.TFLiteConverter\nfrom keras_lsb.fixedpoint import solve"),
         ("optimizers/good.py", "from keras_lsb import _keras, rules"),
     ],
 )

@@ -15,7 +15,7 @@ from keras_lsb.quantization import (
     verify,
 )
 from keras_lsb.quantization.__main__ import main
-from keras_lsb.quantization.convert import normalizations
+from keras_lsb.quantization.convert import normalizations, operator_affine
 from keras_lsb.quantization.litert import LiteRTFile
 from keras_lsb.quantization.report import LayerReport
 from tests.quantization_problem import examples, fixed_points, functional, needs_tfmot, operators, randomized
@@ -85,6 +85,8 @@ def test_integers_of_another_kernel_are_not_exact():
     assert found.chosen_for == "xnnpack"
     assert sum(layer.exact for layer in found.layers) < sum(layer.channels for layer in found.layers) - 5
     assert sum(layer.mismatches for layer in found.layers) > 0
+    assert "note: integers that were chosen for xnnpack are not exact on builtin" in str(found)
+    assert "note" not in str(report())
 
 
 def test_layers_of_equal_weights_have_integers_of_their_own():
@@ -222,6 +224,14 @@ def test_command(tmp_path, capsys):
     path.write_bytes(tampered.content())
     assert main(arguments) == 1
     assert "no int8 operator: " in capsys.readouterr().out
+
+
+def test_statistics_without_integers_are_named():
+    broken = functional(IMAGE, FixedPointNormalization(name="broken"))
+    broken.layers[-1].moving_mean.assign([0.0, np.nan, 0.0])
+    file = LiteRTFile(to_tflite(functional(IMAGE, FixedPointNormalization()), examples(broken)))
+    with pytest.raises(ValueError, match=r"Layer 'broken' has no integers: `mean` must be finite.*channel 1"):
+        operator_affine(file, file.depthwise_operators()[0], broken.layers[-1])
 
 
 def test_a_multiplication_that_the_converter_merges_is_named():

@@ -14,7 +14,8 @@ from keras_lsb.quantization.normalization import FixedPointNormalization
 
 INPUT_NAME = "input_{}"
 _SCOPE = "fixed_point_normalization_{}"
-_TAG = re.compile(r"fixed_point_normalization_(\d+)(?!\d)")
+# Not all that is computed in the scope: a reshape in front can give its name to the operator before it.
+_TAG = re.compile(r"fixed_point_normalization_(\d+)/(?:depthwise|BiasAdd|FakeQuant)")
 
 
 def to_tflite(model, representative_data=None, *, target_kernel: str = "xnnpack") -> bytes:
@@ -67,7 +68,10 @@ def layer_affine(layer) -> tuple[np.ndarray, np.ndarray]:
     """(scale, offset) of a normalization at inference, float64, shape (channels,)."""
     variables = (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
     values = [None if one is None else _keras.host_values([one])[0] for one in variables]
-    return float_affine(*values, layer.epsilon)
+    try:
+        return float_affine(*values, layer.epsilon)
+    except ValueError as error:
+        raise ValueError(f"Layer {layer.name!r} has no integers: {error}") from error
 
 
 def operator_affine(file: LiteRTFile, operator, layer) -> Int8Affine:

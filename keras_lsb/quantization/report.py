@@ -71,11 +71,17 @@ class Report(NamedTuple):
         """Whether all is integer, every normalization is there, and channels that are called exact are."""
         return not self.float_operators and not self.missing and not any(layer.broken for layer in self.layers)
 
+    def _notes(self) -> list[str]:
+        if self.chosen_for in (None, self.target_kernel):
+            return []
+        return [f"note: integers that were chosen for {self.chosen_for} are not exact on {self.target_kernel}"]
+
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self.operators.items()))
         lines = [
             f"LiteRT kernel {self.target_kernel}, integers chosen for {self.chosen_for or 'none'}; "
             f"{self.examples} examples",
+            *self._notes(),
             f"operators: {counts}",
             "float operators: " + ("none" if not self.float_operators else ""),
             *(f"  {name}" for name in self.float_operators),

@@ -40,7 +40,7 @@ def verify(tflite: bytes | str | Path, model, data, *, target_kernel: str = "xnn
     floats = tuple(_float_operators(file))
     between = [index for operator, _ in placed for index in (operator.inputs[0], operator.outputs[0])]
     file.show(between)
-    values = _run(file.content(), inputs, [*ends, *between], target_kernel)
+    values = _run(file.content(), model, inputs, [*ends, *between], target_kernel)
     found = {id(layer) for _, layer in placed}
     return Report(
         target_kernel,
@@ -120,10 +120,10 @@ def _float_operators(file: LiteRTFile):
             yield f"{name} {file.tensor_name(results[0])}"
 
 
-def _run(content: bytes, inputs, wanted, kernel: str) -> dict[int, np.ndarray]:
+def _run(content: bytes, model, inputs, wanted, kernel: str) -> dict[int, np.ndarray]:
     """Values of tensors for all examples, the file's batch at a time."""
     running = interpreter(content, kernel)
-    places = _ordered_inputs(running)
+    places = _ordered_inputs(running, model)
     size = max(1, int(places[0]["shape"][0]))
     collected: dict[int, list] = {index: [] for index in wanted}
     for start in range(0, len(inputs[0]), size):
@@ -145,15 +145,17 @@ def _quantized(values, place) -> np.ndarray:
     return np.clip(np.floor(values / np.float32(step) + 0.5) + zero, limits.min, limits.max).astype(place["dtype"])
 
 
-def _ordered_inputs(running) -> list[dict]:
-    """The interpreter's inputs in the order of the model's, which the names of the signature tell."""
+def _ordered_inputs(running, model) -> list[dict]:
+    """The interpreter's inputs in the order of the model's: by their names in the signature, or the numbers in them."""
     details = {place["index"]: place for place in running.get_input_details()}
     runners = running.get_signature_list()
     if len(runners) != 1 or len(details) == 1:
         return list(details.values())
     names = running.get_signature_runner().get_input_details()
     by_name = {place["name"]: place for place in details.values()}
-    return [by_name[names[name]["name"]] for name in sorted(names, key=_number)]
+    own = [tensor.name.split(":")[0] for tensor in model.inputs]
+    order = own if set(own) == set(names) else sorted(names, key=_number)
+    return [by_name[names[name]["name"]] for name in order]
 
 
 def _ordered_outputs(file: LiteRTFile, ends: list[int]) -> list[int]:
