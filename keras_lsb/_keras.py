@@ -242,6 +242,14 @@ def batch_statistics(model) -> list:
     ]
 
 
+def packed_inputs(model, arrays: list):
+    """Arrays in the order of a model's inputs in the structure that the model takes: one, a list or a dictionary."""
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None:
+        return arrays[0] if len(arrays) == 1 else list(arrays)
+    return keras3.tree.pack_sequence_as(structure, list(arrays))
+
+
 def single_axis(axis):
     """The axis of a batch normalization, which tf_keras turns into a list when it is built."""
     return axis if isinstance(axis, int) or len(axis) > 1 else axis[0]

@@ -1,6 +1,10 @@
 """Integer files and their verification: which operator is which layer, what is exact, and what a report says."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +189,27 @@ def test_several_inputs_and_outputs():
     assert [layer.mismatches for layer in found.layers] == [0, 0]
 
 
+def test_dictionaries_of_inputs_and_outputs():
+    """Each input and output has a size of its own, so that none can be taken for another."""
+    inputs = {"z": keras.Input((4,), name="z"), "a": keras.Input((3,), name="a")}
+    one, two = FixedPointNormalization(name="one")(inputs["z"]), FixedPointNormalization(name="two")(inputs["a"])
+    named = randomized(keras.Model(inputs, {"q": layers.Dense(2)(one), "b": two}))
+    random = np.random.default_rng(2)
+    data = [random.normal(size=(20, tensor.shape[-1])).astype("float32") for tensor in named.inputs]
+    found = verify(to_tflite(named, [data]), named, data)
+    assert found.ok, str(found)
+    assert sorted(output.outputs for output in found.outputs) == [40, 60]
+    assert max(output.largest for output in found.outputs) <= 3, str(found)
+
+
+def test_a_sequential_model():
+    model = randomized(keras.Sequential([layers.Input(IMAGE), layers.ReLU(), FixedPointNormalization()]))
+    data = examples(model)
+    found = verify(to_tflite(model, data), model, data)
+    assert found.ok, str(found)
+    assert [layer.exact for layer in found.layers] == [3]
+
+
 def test_representative_data_in_batches_is_the_same():
     data = examples(model())
     assert to_tflite(model(), [data[:5], data[5:]]) == file()
@@ -311,6 +336,23 @@ def test_quantization_aware_models_are_saved_and_loaded(tmp_path, suffix):
         with quantize_scope():
             last = keras.models.load_model(tmp_path / "again.keras")
         np.testing.assert_array_equal(last.predict(data, verbose=0), model.predict(data, verbose=0))
+
+
+@needs_tfmot
+def test_command_in_a_process_of_its_own(tmp_path):
+    """Where nothing has called tfmot or this package before."""
+    model, data, content = trained()
+    model.save(tmp_path / "model.h5")
+    np.save(tmp_path / "data.npy", data)
+    (tmp_path / "model.tflite").write_bytes(content)
+    command = [sys.executable, "-m", "keras_lsb.quantization", "model.tflite", "--model", "model.h5"]
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    found = subprocess.run(
+        [*command, "--data", "data.npy"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.rstrip().endswith("OK")
 
 
 @needs_tfmot

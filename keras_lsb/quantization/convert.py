@@ -104,7 +104,7 @@ def _convert(model, examples) -> bytes:
 
     @tensorflow.function(input_signature=specs, autograph=False)
     def infer(*inputs):
-        return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+        return model(_keras.packed_inputs(model, inputs), training=False)
 
     root = tensorflow.Module()
     root.kept = [infer, [_keras.native(variable) for variable in model.variables]]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_lsb import _keras
 from keras_lsb._checks import choice
 from keras_lsb.fixedpoint.depthwise import DEPTHWISE_KERNELS
 from keras_lsb.quantization.convert import normalizations, operator_affine
@@ -195,22 +196,27 @@ def _layer_report(file: LiteRTFile, operator, layer, values, kernel: str) -> Lay
 
 
 def _output_reports(file: LiteRTFile, model, inputs, ends, values):
-    predicted = model.predict(inputs[0] if len(inputs) == 1 else inputs, verbose=0)
-    predicted = list(predicted.values()) if isinstance(predicted, dict) else predicted
+    predicted = model.predict(_keras.packed_inputs(model, inputs), verbose=0)
+    if isinstance(predicted, dict):
+        predicted = [predicted[key] for key in sorted(predicted, key=_number)]
     for index, real in zip(ends, predicted if isinstance(predicted, list) else [predicted], strict=True):
         found, real = values[index].astype("float64"), np.asarray(real, "float64").reshape(len(inputs[0]), -1)
-        name = file.tensor_name(index)
-        if file.tensor_type(index) in _FLOATS:
-            source = next(op for op in file.operators if index in list(op.outputs))
-            step, zero = (
-                float(file.scale(source.inputs[0])[0]) if file.operator_name(source) == "DEQUANTIZE" else 1.0,
-                0,
-            )
-            found = np.rint(found / step)
-        else:
-            step, zero = float(file.scale(index)[0]), file.zero_point(index)
+        integer = _behind(file, index)
+        step, zero = (1.0, 0) if integer is None else (float(file.scale(integer)[0]), file.zero_point(integer))
+        if integer != index:
+            found = np.rint(found / step) + zero
         nearest = np.rint(real / step) + zero
-        if file.tensor_type(index) == "INT8":
+        if integer is not None and file.tensor_type(integer) == "INT8":
             nearest = np.clip(nearest, -128, 127)
         apart = np.abs(nearest - found)
-        yield OutputReport(name, int(apart.size), int((apart > 0).sum()), int(apart.max()))
+        yield OutputReport(file.tensor_name(index), int(apart.size), int((apart > 0).sum()), int(apart.max()))
+
+
+def _behind(file: LiteRTFile, index: int) -> int | None:
+    """The quantized tensor that an output of the file is, or is the real value of; None if there is none."""
+    if file.tensor_type(index) not in _FLOATS:
+        return index
+    for operator in file.operators:
+        if index in list(operator.outputs) and file.operator_name(operator) == "DEQUANTIZE":
+            return int(operator.inputs[0])
+    return None
