@@ -72,6 +72,12 @@ def test_share_of_exact_channels(kernel, goal, relu):
     assert np.abs(outputs - affine.outputs()).max() <= 1
 
 
+def test_a_constant_just_below_a_half():
+    affine = Int8Affine([0.0], [0.49999999999999994], 1.0, 1.0).checked()  # with 1/2, the sum in float64 is 1
+    assert (affine.outputs() == 0).all()
+    assert solve_depthwise(affine).exact.all()
+
+
 def test_sample_against_rational_arithmetic():
     affine = batch_norms(24, 8)
     np.testing.assert_array_equal(affine.outputs(), exact_outputs(affine))

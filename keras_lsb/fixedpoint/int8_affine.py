@@ -99,7 +99,7 @@ class Staircases:
         self.highs = np.where(self.negative, -least, largest)
         self.levels = np.arange(self.low + 1, self.high + 1)
         # A flat channel has its steps where a constant is reached from the start, or never.
-        reached = np.floor(offset + 0.5)[:, None] >= self.levels
+        reached = offset[:, None] >= self.levels - 0.5
         rising = Rationals(np.where(flat, 1.0, np.abs(slope)))
         wanted = np.broadcast_to(~flat[:, None], reached.shape)
         levels = np.broadcast_to(self.levels - 0.5, reached.shape)
