@@ -133,11 +133,11 @@ def float_model(keras, arguments, folder: Path, images, labels):
     return result
 
 
-def integer_model(keras, arguments, folder: Path, model, images, labels):
+def integer_model(keras, arguments, folder: Path, model, images, labels, representative):
     """The network as it is quantized: trained on with tfmot in tf_keras, else with the layers that become integers."""
     if common.flavour() == "keras":
         return fixed_point_model(model)
-    result = quantize_model(model)
+    result = quantize_model(model, representative)
     steps = common.steps_in_epoch(len(images), arguments) * arguments.tuning_epochs
     rate = keras.optimizers.schedules.CosineDecay(arguments.tuning_rate, steps)
     optimizer = keras.optimizers.SGD(rate, momentum=0.9)
@@ -238,7 +238,7 @@ def main() -> None:
 
     started = time.time()
     model = float_model(keras, arguments, folder, images, labels)
-    integers = integer_model(keras, arguments, folder, model, images, labels)
+    integers = integer_model(keras, arguments, folder, model, images, labels, representative)
     accuracy = {
         name: 100 * float(np.mean(one.predict(held_out, batch_size=500, verbose=0).argmax(axis=1) == held_out_labels))
         for name, one in {"float": model, "quantized": integers}.items()

@@ -1,6 +1,7 @@
 """Quantization-aware training with tfmot, export to LiteRT, and proof of what the file computes."""
 
 from keras_lsb.quantization.aware import quantize_model, quantize_scheme
+from keras_lsb.quantization.calibrate import calibrate
 from keras_lsb.quantization.convert import to_tflite
 from keras_lsb.quantization.flatten import flatten_model
 from keras_lsb.quantization.loading import quantize_scope
@@ -14,6 +15,7 @@ __all__ = [
     "LayerReport",
     "OutputReport",
     "Report",
+    "calibrate",
     "fixed_point_model",
     "flatten_model",
     "quantize_model",

@@ -3,6 +3,7 @@
 import importlib
 
 from keras_lsb import _keras
+from keras_lsb.quantization.calibrate import calibrate
 from keras_lsb.quantization.flatten import flatten_model
 
 
@@ -23,7 +24,7 @@ def quantize_scheme(*, disable_per_axis: bool = False):
     return require_tfmot().FixedPointScheme(disable_per_axis)
 
 
-def quantize_model(model):
+def quantize_model(model, representative_data=None):
     """A model for quantization-aware training, with the weights of this one; its batch normalizations are integers.
 
     Layers of nested models are taken into the outer one. Layers that are annotated keep their configs; all others are
@@ -31,9 +32,11 @@ def quantize_model(model):
 
     Args:
         model: Sequential or functional model of tf_keras, built.
+        representative_data: inputs for `calibrate`, which sets the ranges of activations. Without, they start at -6 to
+            6, as tfmot has them.
 
     Raises:
-        ValueError: a model of Keras 3; a model or a layer that cannot be quantized, by name.
+        ValueError: a model of Keras 3; a model or a layer that cannot be quantized, by name; see also `calibrate`.
         ImportError: without tensorflow-model-optimization.
     """
     scheme, tools = require_tfmot(), importlib.import_module("tensorflow_model_optimization").quantization.keras
@@ -46,7 +49,10 @@ def quantize_model(model):
         )
     with tools.quantize_scope():
         annotated = tools.quantize_annotate_model(flatten_model(model))
-        return tools.quantize_apply(annotated, scheme.FixedPointScheme())
+        quantized = tools.quantize_apply(annotated, scheme.FixedPointScheme())
+    if representative_data is not None:
+        calibrate(quantized, representative_data)
+    return quantized
 
 
 def require_tfmot():

@@ -9,6 +9,7 @@ from keras_lsb import _keras
 from keras_lsb._checks import choice
 from keras_lsb.fixedpoint import Int8Affine, float_affine, solve_depthwise
 from keras_lsb.fixedpoint.depthwise import DEPTHWISE_KERNELS
+from keras_lsb.quantization.data import batches
 from keras_lsb.quantization.litert import LiteRTFile
 from keras_lsb.quantization.normalization import FixedPointNormalization
 
@@ -120,12 +121,8 @@ def _convert(model, examples) -> bytes:
 def _examples(data, inputs: int):
     """A function that yields the examples one at a time, each a dictionary of the arrays of all inputs by name."""
 
-    def batches():
-        for batch in [data] if isinstance(data, np.ndarray) else data:
-            yield [np.asarray(one) for one in (batch if isinstance(batch, (list, tuple)) and inputs > 1 else [batch])]
-
     def examples():
-        for batch in batches():
+        for batch in batches(data, inputs):
             for index in range(len(batch[0])):
                 yield {
                     INPUT_NAME.format(place): one[index : index + 1].astype("float32")
