@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_lsb import fixedpoint
+from tests import fixedpoint_brute_force as brute_force
 from tests.reference.fixedpoint import least_shift, slopes, target
 
 INT8 = (-128, 127)
@@ -113,6 +114,11 @@ def test_int8_needs_at_most_fifteen_bits_and_all_inputs_are_exact():
     x = np.arange(-128, 128)[:, None]
     wanted = np.clip(np.floor(scale * x + offset + 0.5), *INT8)  # no sum of these is near a whole number
     np.testing.assert_array_equal(found(x + np.zeros(10_000, int)), wanted)
+
+
+@pytest.mark.parametrize("setting", brute_force.SETTINGS[::9], ids=lambda setting: "-".join(map(str, setting)))
+def test_outputs_and_least_shifts_in_whole_numbers(setting):
+    assert brute_force.check(setting, 6, np.random.default_rng(5), minimal=2) >= 6 * 10
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
