@@ -118,7 +118,7 @@ def test_int8_needs_at_most_fifteen_bits_and_all_inputs_are_exact():
 
 @pytest.mark.parametrize("setting", brute_force.SETTINGS[::9], ids=lambda setting: "-".join(map(str, setting)))
 def test_outputs_and_least_shifts_in_whole_numbers(setting):
-    assert brute_force.check(setting, 6, np.random.default_rng(5), minimal=2) >= 6 * 10
+    assert brute_force.check(setting, 6, np.random.default_rng(5), minimal=2) > 6 * 4
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
