@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN := TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/python
+RUN = TF_CPP_MIN_LOG_LEVEL=2 $(NICE) $(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check clean
@@ -16,6 +16,9 @@ $(VENV)/%.stamp: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
+
+# Of targets that run at once, these give way to those whose tests wait for other processes.
+demo test-jax mutants: NICE := nice -n 10
 
 demo: $(VENV)/demo.stamp ## Train scikit-learn's digits at 1, 8 and 32 times the batch: table, plot, JSON
 	$(RUN) examples/demo.py
