@@ -26,9 +26,8 @@ sys.path.insert(0, str(ROOT.parent))
 import keras_lsb  # noqa: E402
 from benchmarks.fixed_point import layer_sizes  # noqa: E402
 from keras_lsb.fixedpoint import Int8Affine, solve_depthwise  # noqa: E402
-from tests.depthwise_file import depthwise_file, run_file  # noqa: E402
-
-KERNELS = ("xnnpack", "builtin", "reference")
+from keras_lsb.fixedpoint.depthwise import DEPTHWISE_KERNELS  # noqa: E402
+from tests.depthwise_file import converter_integers, depthwise_file, run_file  # noqa: E402
 
 
 def layers(relu: bool) -> list[Int8Affine]:
@@ -43,13 +42,6 @@ def layers(relu: bool) -> list[Int8Affine]:
         output = (output_scale / 2, -128) if relu else (output_scale, int(points[1]))
         found.append(Int8Affine(scale, offset, input_scale, output[0], int(points[0]), output[1]).checked())
     return found
-
-
-def rounded(affine: Int8Affine):
-    """The integers that the converter takes."""
-    kernel_scale = (np.abs(affine.scale) / 127).astype("float32")
-    bias = np.rint(affine.offset / (affine.input_scale * kernel_scale.astype(float)))
-    return np.where(affine.scale < 0, -127, 127), np.clip(bias, -(2**31), 2**31 - 1).astype("int64"), kernel_scale
 
 
 def surprises(problems, solved, kernel: str, relu: bool, count: int = 2048) -> int:
@@ -67,7 +59,7 @@ def surprises(problems, solved, kernel: str, relu: bool, count: int = 2048) -> i
 def measure(kernel: str, relu: bool) -> dict:
     """One row of the results."""
     problems = layers(relu)
-    before = np.concatenate([(a.run(*rounded(a), kernel) != a.outputs()).sum(axis=0) for a in problems])
+    before = np.concatenate([(a.run(*converter_integers(a), kernel) != a.outputs()).sum(axis=0) for a in problems])
     started = time.process_time()
     solved = [solve_depthwise(affine, kernel=kernel) for affine in problems]
     seconds = time.process_time() - started
@@ -87,7 +79,7 @@ def measure(kernel: str, relu: bool) -> dict:
 
 def main() -> None:
     rows = []
-    for kernel in KERNELS:
+    for kernel in DEPTHWISE_KERNELS:
         for relu in (False, True):
             rows.append(measure(kernel, relu))
             print({key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()})

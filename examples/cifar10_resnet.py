@@ -17,6 +17,7 @@ import common
 import numpy as np
 
 from keras_lsb.optimizers import LAMB, LARS, AdamP
+from keras_lsb.schedules import LEGW
 
 # Learning rate, weight decay and warm-up epochs at batch 128: starting points, not tuned.
 OPTIMIZERS = {
@@ -24,6 +25,7 @@ OPTIMIZERS = {
     "lamb": (LAMB, {"learning_rate": 0.002, "weight_decay": 0.1, "warmup_epochs": 0.1}),
     "adamp": (AdamP, {"learning_rate": 0.001, "weight_decay": 0.01, "warmup_epochs": 0.1}),
 }
+BASE_BATCH_SIZE = 128  # that of these
 CLASSES = 10
 MEAN, STD = 128, 64  # of the pixels, as the network gets them
 
@@ -35,7 +37,7 @@ def parse_arguments():
     recipe = OPTIMIZERS[choice.parse_known_args()[0].optimizer][1]
     parser = common.parse_arguments(
         __doc__,
-        batch_size=128,
+        batch_size=BASE_BATCH_SIZE,
         epochs=90,
         warmup_epochs=recipe["warmup_epochs"],
         learning_rate=recipe["learning_rate"],
@@ -115,6 +117,21 @@ def build_model(keras, shape: tuple[int, ...], momentum: float = 0.99, blocks: i
             hidden = layers.ReLU()(layers.Add()([convolve(hidden, filters, 3), shortcut]))
     hidden = layers.GlobalAveragePooling2D()(hidden)
     return keras.Model(inputs, layers.Dense(CLASSES, kernel_initializer="he_normal")(hidden))
+
+
+def scaled_lars(keras, arguments, steps: int, learning_rate: float | None = None):
+    """LARS with its recipe at `arguments.batch_size`, by LEGW; another rate at the base batch size may be given."""
+    kind, recipe = OPTIMIZERS["lars"]
+    rate = recipe["learning_rate"] if learning_rate is None else learning_rate
+    schedule = LEGW(
+        keras.optimizers.schedules.CosineDecay(rate, decay_steps=arguments.epochs),
+        base_batch_size=BASE_BATCH_SIZE,
+        batch_size=arguments.batch_size,
+        steps_per_epoch=steps,
+        warmup_epochs=recipe["warmup_epochs"],
+        epochs=arguments.epochs,
+    )
+    return kind(schedule, weight_decay=recipe["weight_decay"])
 
 
 def main() -> None:

@@ -42,6 +42,14 @@ def parse_arguments(
     return parser
 
 
+def with_defaults(arguments, with_data: dict, of_digits: dict):
+    """The arguments, with what was not given taken from a setting: one with a data folder, another without."""
+    for name, value in (with_data if arguments.data_dir else of_digits).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return arguments
+
+
 def set_threads(threads: int) -> None:
     """Limits TensorFlow to `threads` CPU threads; call before anything else uses TensorFlow."""
     if threads:

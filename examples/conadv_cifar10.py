@@ -24,11 +24,9 @@ import cifar10_resnet
 import common
 import numpy as np
 
-from keras_lsb.schedules import LEGW
 from keras_lsb.training import ConAdv, input_units
 
 MODES = ("none", "sequential", "concurrent")
-BASE_BATCH_SIZE = 128  # that of the recipe
 MOMENTUM = 0.9  # of batch normalization, for runs of few steps
 RECIPE = cifar10_resnet.OPTIMIZERS["lars"][1]
 SETTING = {"batch_size": 4096, "epochs": 90, "epsilon": 4.0}
@@ -55,11 +53,7 @@ def parse_arguments():
     parser.add_argument("--limit-steps", type=int, help="steps per epoch at most, for a quick look")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
     parser.add_argument("--output", type=Path, default=Path("runs/conadv"), help="checkpoints, logs, results, pictures")
-    arguments = parser.parse_args()
-    for name, value in (SETTING if arguments.data_dir else SETTING_OF_DIGITS).items():
-        chosen = getattr(arguments, name)
-        setattr(arguments, name, value if chosen is None else chosen)
-    return arguments
+    return common.with_defaults(parser.parse_args(), SETTING, SETTING_OF_DIGITS)
 
 
 def build_model(keras, shape: tuple[int, ...], dtype: str, blocks: int):
@@ -86,16 +80,8 @@ def compiled(keras, arguments, shape: tuple[int, ...], steps: int):
         loss_weights=arguments.loss_weights,
         seed=arguments.seed,
     )
-    schedule = LEGW(
-        keras.optimizers.schedules.CosineDecay(arguments.learning_rate, decay_steps=arguments.epochs),
-        base_batch_size=BASE_BATCH_SIZE,
-        batch_size=arguments.batch_size,
-        steps_per_epoch=steps,
-        warmup_epochs=RECIPE["warmup_epochs"],
-        epochs=arguments.epochs,
-    )
     model.compile(
-        cifar10_resnet.OPTIMIZERS["lars"][0](schedule, weight_decay=RECIPE["weight_decay"]),
+        cifar10_resnet.scaled_lars(keras, arguments, steps, arguments.learning_rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
         jit_compile=False,

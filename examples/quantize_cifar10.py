@@ -26,11 +26,8 @@ import common
 import numpy as np
 
 from keras_lsb.quantization import fixed_point_model, quantize_model, to_tflite, verify
-from keras_lsb.schedules import LEGW
 
 MOMENTUM = 0.9  # of batch normalization, for runs of few steps
-RECIPE = cifar10_resnet.OPTIMIZERS["lars"][1]
-BASE_BATCH_SIZE = 128  # that of the recipe
 SETTING = {"batch_size": 512, "epochs": 30, "tuning_epochs": 2, "blocks": 3}
 SETTING_OF_DIGITS = {"batch_size": 64, "epochs": 12, "tuning_epochs": 2, "blocks": 1}
 REPRESENTATIVE = 256  # training images on which ranges of activations are measured
@@ -52,11 +49,7 @@ def parse_arguments():
     parser.add_argument("--limit-steps", type=int, help="steps per epoch at most, for a quick look")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")
     parser.add_argument("--output", type=Path, default=Path("runs/quantize"), help="weights, files, results")
-    arguments = parser.parse_args()
-    for name, value in (SETTING if arguments.data_dir else SETTING_OF_DIGITS).items():
-        chosen = getattr(arguments, name)
-        setattr(arguments, name, value if chosen is None else chosen)
-    return arguments
+    return common.with_defaults(parser.parse_args(), SETTING, SETTING_OF_DIGITS)
 
 
 def build_model(keras, shape, blocks: int):
@@ -114,15 +107,7 @@ def float_model(keras, arguments, folder: Path, images, labels):
     """The network in float32, trained in the type that was asked for."""
     shape = images.shape[1:]
     steps = common.steps_in_epoch(len(images), arguments)
-    schedule = LEGW(
-        keras.optimizers.schedules.CosineDecay(RECIPE["learning_rate"], decay_steps=arguments.epochs),
-        base_batch_size=BASE_BATCH_SIZE,
-        batch_size=arguments.batch_size,
-        steps_per_epoch=steps,
-        warmup_epochs=RECIPE["warmup_epochs"],
-        epochs=arguments.epochs,
-    )
-    optimizer = cifar10_resnet.OPTIMIZERS["lars"][0](schedule, weight_decay=RECIPE["weight_decay"])
+    optimizer = cifar10_resnet.scaled_lars(keras, arguments, steps)
     policy = "float32" if arguments.dtype == "float32" else f"mixed_{arguments.dtype}"
     keras.mixed_precision.set_global_policy(policy)
     model = build_model(keras, shape, arguments.blocks)

@@ -4,12 +4,27 @@ import flatbuffers
 import numpy as np
 import pytest
 
+from keras_lsb.quantization import litert as quantization_litert
+
 SCHEMA = "ai_edge_litert.schema_py_generated"
 
 
 def litert(module: str):
     """A module of ai-edge-litert, without which the test is skipped by name."""
     return pytest.importorskip(module, reason="the extra `litert` is not installed")
+
+
+def interpreter(file: bytes, kernel: str):
+    """An interpreter of the kernel that `requantize` has by this name."""
+    litert("ai_edge_litert.interpreter")
+    return quantization_litert.interpreter(file, "reference" if kernel == "reference_dense" else kernel)
+
+
+def converter_integers(affine):
+    """(weight, bias, kernel scale) that the converter takes: kernels of +-127, the bias rounded."""
+    kernel_scale = (np.abs(affine.scale) / 127).astype("float32")
+    bias = np.rint(affine.offset / (affine.input_scale * kernel_scale.astype(float)))
+    return np.where(affine.scale < 0, -127, 127), np.clip(bias, -(2**31), 2**31 - 1).astype("int64"), kernel_scale
 
 
 def _tensor(schema, name, kind, shape, buffer, scales, points, axis=0):
@@ -54,15 +69,10 @@ def depthwise_file(affine, weight, bias, kernel_scale, relu: bool = False) -> by
 
 def run_file(file: bytes, kernel: str) -> np.ndarray:
     """Outputs of one of LiteRT's kernels for the inputs -128 to 127, shape (256, channels)."""
-    module = litert("ai_edge_litert.interpreter")
-    types = module.OpResolverType
-    resolvers = {"xnnpack": types.AUTO, "builtin": types.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
-    resolver = resolvers.get(kernel, types.BUILTIN_REF)
-    interpreter = module.Interpreter(model_content=file, num_threads=1, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
-    place = interpreter.get_input_details()[0]
+    running = interpreter(file, kernel)
+    place = running.get_input_details()[0]
     x = np.arange(-128, 128).astype("int8").reshape(1, 16, 16, 1)
-    interpreter.set_tensor(place["index"], np.broadcast_to(x, place["shape"]).copy())
-    interpreter.invoke()
-    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    running.set_tensor(place["index"], np.broadcast_to(x, place["shape"]).copy())
+    running.invoke()
+    found = running.get_tensor(running.get_output_details()[0]["index"])
     return found.reshape(256, -1).astype("int64")

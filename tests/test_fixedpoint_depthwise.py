@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_lsb.fixedpoint import Int8Affine, solve_depthwise
-from tests.depthwise_file import depthwise_file, run_file
+from tests.depthwise_file import converter_integers, depthwise_file, run_file
 from tests.reference.fixedpoint import target
 
 KERNELS = ("xnnpack", "builtin", "reference")
@@ -83,13 +83,6 @@ def test_sample_against_rational_arithmetic():
     np.testing.assert_array_equal(affine.outputs(), exact_outputs(affine))
 
 
-def rounded(affine):
-    """What the converter makes of a batch normalization: kernels of +-127, the bias rounded."""
-    kernel_scale = (np.abs(affine.scale) / 127).astype("float32")
-    bias = np.rint(affine.offset / (affine.input_scale * kernel_scale.astype(float)))
-    return np.where(affine.scale < 0, -127, 127), bias.astype("int64"), kernel_scale
-
-
 @pytest.mark.parametrize("channels", [3, 8, 13, 2048])  # the built-in kernel takes eight together, and the rest apart
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_interpreter(kernel, channels):
@@ -98,7 +91,7 @@ def test_interpreter(kernel, channels):
         found = solve_depthwise(affine, kernel=kernel)
         outputs = run_file(depthwise_file(affine, found.weight, found.bias, found.kernel_scale, relu), kernel)
         np.testing.assert_array_equal((outputs != affine.outputs()).sum(axis=0), found.wrong)
-        integers = rounded(affine)
+        integers = converter_integers(affine)
         outputs = run_file(depthwise_file(affine, *integers, relu), kernel)
         np.testing.assert_array_equal(outputs, affine.run(*integers, kernel))
         if channels == 2048:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_lsb.fixedpoint import quantized_multiplier, requantize
+from tests.depthwise_file import interpreter
 from tests.support import TENSORFLOW, tensorflow_only
 
 if TENSORFLOW:
@@ -51,26 +52,19 @@ def converted(kind, relu):
 
 def run(model, kernel):
     """(quantized inputs, outputs, interpreter) of random inputs on one of the interpreters' kernels."""
-    interpreter_module = pytest.importorskip("ai_edge_litert.interpreter", reason="the extra `litert` is not installed")
-    types = interpreter_module.OpResolverType
-    resolver = {"builtin": types.BUILTIN_WITHOUT_DEFAULT_DELEGATES, "xnnpack": types.AUTO}
-    chosen = resolver.get(kernel, types.BUILTIN_REF)
-    interpreter = interpreter_module.Interpreter(
-        model_content=model, num_threads=1, experimental_op_resolver_type=chosen
-    )
-    interpreter.allocate_tensors()
-    place = interpreter.get_input_details()[0]
+    running = interpreter(model, kernel)
+    place = running.get_input_details()[0]
     inputs = np.random.default_rng(9).integers(-128, 128, size=place["shape"]).astype("int8")
-    interpreter.set_tensor(place["index"], inputs)
-    interpreter.invoke()
-    return inputs, interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), interpreter
+    running.set_tensor(place["index"], inputs)
+    running.invoke()
+    return inputs, running.get_tensor(running.get_output_details()[0]["index"]), running
 
 
-def emulated(interpreter, inputs, kind, kernel, relu):
+def emulated(running, inputs, kind, kernel, relu):
     """The same outputs from the integers and scales in the file."""
-    ends = [interpreter.get_input_details()[0], interpreter.get_output_details()[0]]
+    ends = [running.get_input_details()[0], running.get_output_details()[0]]
     known = {end["index"] for end in ends}
-    tensors = [tensor for tensor in interpreter.get_tensor_details() if tensor["index"] not in known]
+    tensors = [tensor for tensor in running.get_tensor_details() if tensor["index"] not in known]
     weight = next(one for one in tensors if one["dtype"] == np.int8 and len(one["shape"]) > 1)
     bias = next(one for one in tensors if one["dtype"] == np.int32 and one["shape"].tolist() == [CHANNELS])
     scales, points = zip(
@@ -81,10 +75,10 @@ def emulated(interpreter, inputs, kind, kernel, relu):
         strict=True,
     )
     x = inputs.astype("int64") - int(points[0])
-    integers = interpreter.get_tensor(weight["index"]).astype("int64").reshape(-1, CHANNELS)
+    integers = running.get_tensor(weight["index"]).astype("int64").reshape(-1, CHANNELS)
     sums = x * integers[0] if kind == "depthwise" else x @ integers.T
     return requantize(
-        sums + interpreter.get_tensor(bias["index"]),
+        sums + running.get_tensor(bias["index"]),
         scales[0],
         weight["quantization_parameters"]["scales"],
         scales[1],
@@ -103,13 +97,13 @@ def emulated(interpreter, inputs, kind, kernel, relu):
     + [("dense", kernel) for kernel in ("xnnpack", "builtin", "reference_dense")],
 )
 def test_every_output_of_the_interpreter(kind, kernel, relu):
-    inputs, outputs, interpreter = run(converted(kind, relu), kernel)
-    found = emulated(interpreter, inputs, kind, kernel, relu)
+    inputs, outputs, running = run(converted(kind, relu), kernel)
+    found = emulated(running, inputs, kind, kernel, relu)
     np.testing.assert_array_equal(found, outputs)
     assert len(np.unique(outputs)) > 20
     assert (outputs == 127).any(), "nothing saturates"
     others = {"xnnpack", "builtin", "reference", "reference_dense"} - {kernel, "xnnpack"}
-    differing = [other for other in others if (emulated(interpreter, inputs, kind, other, relu) != outputs).any()]
+    differing = [other for other in others if (emulated(running, inputs, kind, other, relu) != outputs).any()]
     assert differing, "no other kernel's rounding would have been noticed"
 
 

@@ -56,10 +56,10 @@ OPTIMIZERS = {
 }
 if not LEGACY:
     OPTIMIZERS["lamb_accumulated"] = functools.partial(of_registry, "lamb", gradient_accumulation_steps=2)
-# With two workers only: with four, the optimizers are trained with clipping, and on batches that are less even.
-TWO_WORKERS_ONLY = {*registry.CLASSES, "lars_averaged", "adam", "lamb_accumulated", "even", "microbatched_13"}
 # Examples in the last batch. Shares of the first are equal; of 13 they are not, and of 2 some are empty.
 EVEN, UNEVEN = 8, (13, 2)
+# With two workers only: with four, the optimizers are trained with clipping, and on batches that are less even.
+TWO_WORKERS_ONLY = {*registry.CLASSES, "lars_averaged", "adam", "lamb_accumulated", "even", f"microbatched_{UNEVEN[0]}"}
 
 
 def lists(arrays) -> list:
