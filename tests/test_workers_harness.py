@@ -33,7 +33,7 @@ def is_running(pid: int) -> bool:
 
 def started(folder, count=1) -> list[int]:
     """Ids of the processes that have been started, once there are so many."""
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120  # the harness that is killed imports Keras first
     while len(ids := [path.read_text() for path in folder.glob("*.[pc]*[dl]*")]) < count or "" in ids:
         assert time.monotonic() < limit, ids
         time.sleep(0.02)

@@ -1,6 +1,7 @@
-"""Runs a module in processes of its own: one, or the workers of a cluster on this machine.
+"""Runs a module in processes of its own, as `python -m` does: one, or the workers of a cluster on this machine.
 
-`python -m tests.workers MODULE [ARGUMENT ...]` is what each process runs. Imports neither Keras nor pytest.
+They are forks of a process that has imported Keras and the package (`tests.imported`), which takes longer than most of
+what they do. Imports neither Keras nor pytest.
 """
 
 import contextlib
@@ -9,18 +10,16 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "examples"))
 
 from launchers import free_ports  # noqa: E402
-
-from tests.garbage import collect_rarely  # noqa: E402
 
 DEADLINE = 240.0  # seconds until all results must be there
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL
@@ -42,12 +41,12 @@ class WorkerError(RuntimeError):
 
 
 def start(module, *arguments, workers, folder, deadline=DEADLINE, **environment) -> "Cluster":
-    """Starts `python -m module arguments` so many times, with TF_CONFIG if that is more than once.
+    """Starts a module with arguments so many times, with TF_CONFIG if that is more than once.
 
     Args:
         folder: is made where it is missing, and holds what each worker writes: `INDEX.out` and `INDEX.log`.
-        deadline: seconds from now.
-        environment: variables besides those of this process.
+        deadline: seconds from when they have started.
+        environment: variables besides those of this process; Keras has been imported before they are set.
     """
     return Cluster([module, *map(str, arguments)], workers, Path(folder), deadline, environment)
 
@@ -71,8 +70,8 @@ class Cluster:
 
     def __init__(self, command, workers, folder, deadline, environment):
         self.command, self.workers, self.folder = command, workers, folder
-        self.environment, self.deadline = environment, time.monotonic() + deadline
-        self.processes = []
+        self.environment = environment
+        self.processes, self._left = [], []
         self._has_retried = False
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -80,6 +79,7 @@ class Cluster:
         except BaseException:
             self.end()
             raise
+        self.deadline = time.monotonic() + deadline  # not before Keras has been imported for the first of all
 
     def __enter__(self):
         return self
@@ -127,16 +127,15 @@ class Cluster:
 
     def end(self) -> None:
         """Ends all that is left of the workers and of what they have started."""
-        running = [process for process in self.processes if process.returncode is None]
-        for process in running:
+        left, self._left = self._left, []
+        for process in left:
             _signal_group(process, signal.SIGTERM)
         limit = time.monotonic() + GRACE
-        while any(_status(process) is None for process in running) and time.monotonic() < limit:
+        while any(process.exitcode is None for process in left) and time.monotonic() < limit:
             time.sleep(0.02)
-        for process in running:
-            # Until it is waited for, a process keeps its id, so that no other group can have it.
+        for process in left:
             _signal_group(process, signal.SIGKILL)
-            process.wait()
+            process.join()
 
     def output(self, index) -> str:
         """What a worker printed."""
@@ -154,18 +153,14 @@ class Cluster:
             if self.workers > 1:
                 task = {"type": "worker", "index": index}
                 environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": self.addresses}, "task": task})
-            command = [sys.executable, "-m", "tests.workers", *self.command]
-            with open(self.folder / f"{index}.out", "wb") as output, open(self.folder / f"{index}.log", "wb") as log:
-                process = subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=environment | ENVIRONMENT | self.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,  # a file, since a pipe fills up
-                    stderr=log,
-                    start_new_session=True,
-                )
+            environment |= ENVIRONMENT | self.environment
+            files = [self.folder / f"{index}.{kind}" for kind in ("out", "log")]
+            for file in files:  # and no pipe, which fills up
+                file.write_bytes(b"")
+            process = _CONTEXT.Process(target=main, args=(self.command, environment, *files))
+            process.start()
             self.processes.append(process)
+            self._left.append(process)
 
     def _first_failure(self) -> int | None:
         """The first worker that ended with an error, None once all have ended without."""
@@ -177,7 +172,7 @@ class Cluster:
             self._sleep()
 
     def _status(self, index) -> int | None:
-        return _status(self.processes[index])
+        return self.processes[index].exitcode
 
     def _sleep(self) -> None:
         if time.monotonic() > self.deadline:
@@ -189,43 +184,39 @@ class Cluster:
         self.end()
         lines = [f"{' '.join(self.command)}: {reason}"]
         for index, process in enumerate(self.processes):
-            lines.append(f"--- worker {index} of {self.workers}, status {process.returncode}")
+            lines.append(f"--- worker {index} of {self.workers}, status {process.exitcode}")
             lines += [text for text in (self.output(index)[-TAIL:], self.log(index)[-TAIL:]) if text]
         raise WorkerError("\n".join(lines))
 
 
-def _status(process) -> int | None:
-    """The status of a process that has ended, which is left to be waited for; None while it runs."""
-    if process.returncode is not None:
-        return process.returncode
-    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if ended is None:
-        return None
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-
-
 def _signal_group(process, number) -> None:
+    """Signals a worker and what it has started, which may outlive it: the id is theirs as long as one of them runs."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # where a group of zombies cannot be signalled
         os.killpg(process.pid, number)
 
 
-def _end_without(parent) -> None:
-    """Ends this group once the parent is gone, which then cannot do it."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_without_parent() -> None:
+    """Ends this group once the process is gone that started it, and then cannot end it."""
+    parent_process().join()
     os.killpg(0, signal.SIGKILL)
 
 
-def main():
-    """Runs a module; on SIGTERM writes to the log where each thread is."""
+def main(command, environment, output, log) -> None:
+    """Runs a module in a group of its own; on SIGTERM writes to the log where each thread is."""
+    os.setsid()
+    for number, path in enumerate((os.devnull, output, log)):
+        descriptor = os.open(path, os.O_RDWR)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.path[:0] = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     faulthandler.register(signal.SIGTERM, chain=True)
-    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
-    collect_rarely()
-    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
-        sys.modules.setdefault("jax", None)  # TensorFlow imports it where it is installed: a sixth of its start
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    threading.Thread(target=_end_without_parent, daemon=True).start()
+    sys.argv = command
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
-if __name__ == "__main__":
-    main()
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.imported"])
