@@ -58,8 +58,11 @@ if not LEGACY:
     OPTIMIZERS["lamb_accumulated"] = functools.partial(of_registry, "lamb", gradient_accumulation_steps=2)
 # Examples in the last batch. Shares of the first are equal; of 13 they are not, and of 2 some are empty.
 EVEN, UNEVEN = 8, (13, 2)
-# With two workers only: with four, the optimizers are trained with clipping, and on batches that are less even.
+# With four workers, the optimizers are trained with clipping, and on batches that are less even.
 TWO_WORKERS_ONLY = {*registry.CLASSES, "lars_averaged", "adam", "lamb_accumulated", "even", f"microbatched_{UNEVEN[0]}"}
+FOUR_WORKERS_ONLY = {*(f"{name}_clipped" for name in registry.CLASSES), "sgd", "uneven", "empty_shares"}
+FOUR_WORKERS_ONLY |= {f"microbatched_{UNEVEN[1]}"}
+LEFT_OUT = {1: set(), 2: FOUR_WORKERS_ONLY, 4: TWO_WORKERS_ONLY}  # by the number of workers
 
 
 def lists(arrays) -> list:
@@ -146,7 +149,7 @@ def cases(folder, index, replicas) -> dict:
         "whole": functools.partial(whole, own),
         "autowu": functools.partial(autowu_run.runs, str((folder if LEGACY else own) / "backup")),
     }
-    return {name: case for name, case in found.items() if replicas <= 2 or name not in TWO_WORKERS_ONLY}
+    return {name: case for name, case in found.items() if name not in LEFT_OUT[replicas]}
 
 
 def main():
