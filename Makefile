@@ -53,10 +53,8 @@ mutants: $(VENV)/test.stamp ## Break the code on purpose: every break must turn 
 docs: $(VENV)/docs.stamp ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/test.stamp ## Measure, interleaved, as ratios: optimizer steps, the noise scale, AutoWU
-	$(RUN) benchmarks/optimizer_step.py
-	$(RUN) benchmarks/noise_scale.py
-	$(RUN) benchmarks/autowu.py
+bench: $(VENV)/test.stamp ## Measure all that has a goal: one table; QUICK=1 runs it in minutes and judges nothing
+	$(RUN) benchmarks/table.py $(if $(QUICK),--quick)
 
 tpu-check: $(VENV)/tpu-check.stamp ## Compile training steps for Cloud TPUs that are not there; FULL=1 adds ResNet-50
 	$(RUN) -m benchmarks.tpu_check $(if $(FULL),--resnet50)

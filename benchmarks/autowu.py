@@ -11,8 +11,6 @@
 Variants take turns, ratios are taken within each turn. Writes `benchmarks/results/autowu.json`.
 """
 
-import argparse
-import json
 import math
 import statistics
 import sys
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import interleaved
 import numpy as np
+import records
 import tensorflow as tf
 from scipy import linalg
 from threadpoolctl import threadpool_limits
@@ -215,9 +214,7 @@ def steps(batch_size: int, execution: int, rounds: int, count: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds, no file: checks that it runs")
-    arguments = parser.parse_args()
+    arguments = records.parser(__doc__, "few rounds").parse_args()
     with threadpool_limits(1):
         rows = decisions(epochs=8 if arguments.quick else 30)
     for row in rows:
@@ -227,10 +224,8 @@ def main() -> None:
     for size in sizes:
         step_rows.append(steps(*size))
         print(step_rows[-1], flush=True)
-    if not arguments.quick:
-        for name, found in (("autowu", rows), ("autowu_step", step_rows)):
-            record = {"versions": common.versions(), "rows": found}
-            (ROOT / "results" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    for name, found in (("autowu", rows), ("autowu_step", step_rows)):
+        records.keep(arguments, name, found, versions=common.versions())
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def in_a_process(arguments, *flags: str) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "ResNet-8, a small batch, one round, whatever the load")
     parser.add_argument("--cores", type=int, nargs="*", default=[2, 1], choices=(1, 2))
     parser.add_argument("--modes", nargs="*", default=["none", "sequential", "concurrent"], help="to measure memory of")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -186,8 +186,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--waiting", type=float, default=0.12, help="share of a round to wait for processors at most")
     parser.add_argument("--minutes", type=float, default=30, help="to wait for so many rounds")
-    parser.add_argument("--quick", action="store_true", help="ResNet-8, a small batch, one round, whatever the load")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -201,14 +199,16 @@ def main() -> None:
         return
     for cores in arguments.cores:
         rows = in_a_process(arguments, "--one", str(cores))
-        records.keep(arguments.results / "conadv.json", rows, ("keras", "cores", "variant"), common.versions(), order)
+        setting = ("keras", "cores", "variant")
+        records.keep(arguments, "conadv", rows, setting, versions=common.versions(), order=order)
         for row in rows:
             print(row, flush=True)
             if row["goal"]:
                 print(f"goal: at most {GOAL}, {'reached' if row['ratio'] <= GOAL else 'missed'}: {row['ratio']}")
     for mode in arguments.modes:
         rows = in_a_process(arguments, "--one", mode)
-        records.keep(arguments.results / "conadv_memory.json", rows, ("keras", "mode"), common.versions(), by_keras)
+        setting = ("keras", "mode")
+        records.keep(arguments, "conadv_memory", rows, setting, versions=common.versions(), order=by_keras)
         print(rows[0], flush=True)
 
 

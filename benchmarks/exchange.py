@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT.parent / "examples"))
 import common  # noqa: E402
 import launchers  # noqa: E402
 
-RESULTS = ROOT / "results" / "exchange.json"
 FLOATS, FEW_FLOATS = 25_000_000, 10_000
 GOAL = 1.5  # ratio of the ring's matchings at 25M float32 on shaped links
 SETTING = ("network", "workers", "floats", "message_dtype", "exchange", "bucket")
@@ -200,12 +199,11 @@ def compare(arguments, network: links.Network | None) -> None:
             print(json.dumps(row), flush=True)
             if row["error"] > _TOLERANCE:
                 sys.exit(f"The disagreement is not that of the formula: off by {row['error']:g}")
-            if not arguments.quick:
-                records.keep(RESULTS, [row], SETTING, common.versions())
+            records.keep(arguments, "exchange", [row], SETTING, versions=common.versions())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "two workers, few floats and rounds")
     parser.add_argument("--shape", type=links.Shape.parse, default="1gbit 5ms", help="rate and delay of a link")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--workers", type=int, default=8, help="an even number")
@@ -214,7 +212,6 @@ def main() -> None:
     parser.add_argument("--bucket", type=int, default=2**22, help="bytes of a message in one collective operation")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker; 0 takes all")
-    parser.add_argument("--quick", action="store_true", help="two workers, few floats and rounds, no record")
     parser.add_argument("--message-dtype", default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--interface", help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)

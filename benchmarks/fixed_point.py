@@ -8,18 +8,16 @@ the two floats at that shift gets wrong: a channel counts if any of up to 4,096 
 seconds of the processor, on one thread. Writes `benchmarks/results/fixed_point.json`.
 """
 
-import json
 import os
 import platform
 import time
-from pathlib import Path
 
 import numpy as np
+import records
 
 import keras_lsb
 from keras_lsb import fixedpoint
 
-ROOT = Path(__file__).resolve().parent
 STAGES = ((64, 256, 3), (128, 512, 4), (256, 1024, 6), (512, 2048, 3))  # filters within, filters out, blocks
 GOALS = {"int8": 2.0, "int32 accumulator": 5.0}
 INT8 = (-128, 127)
@@ -73,12 +71,12 @@ def measure(name: str, input_range: tuple[int, int]) -> dict:
 
 
 def main() -> None:
+    arguments = records.parser(__doc__, "all of it, which takes seconds").parse_args()
     rows = [measure("int8", INT8), measure("int32 accumulator", (-(2**20), 2**20))]
     for row in rows:
         print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
     versions = {"keras_lsb": keras_lsb.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    result = {"versions": {**versions, "cores": os.cpu_count()}, "rows": rows}
-    (ROOT / "results" / "fixed_point.json").write_text(json.dumps(result, indent=1) + "\n")
+    records.keep(arguments, "fixed_point", rows, versions={**versions, "cores": os.cpu_count()})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ computed in advance. Seconds are those of the processor on one thread. Writes
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import records
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))
@@ -78,6 +78,7 @@ def measure(kernel: str, relu: bool) -> dict:
 
 
 def main() -> None:
+    arguments = records.parser(__doc__, "all of it, which takes minutes").parse_args()
     rows = []
     for kernel in DEPTHWISE_KERNELS:
         for relu in (False, True):
@@ -91,8 +92,7 @@ def main() -> None:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
     }
-    path = ROOT / "results" / "fixed_point_kernels.json"
-    path.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    records.keep(arguments, "fixed_point_kernels", rows, versions=versions)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ peak memory of a process that trains at batch 2048 is compared between one and 1
 `benchmarks/results/noise_scale.json`.
 """
 
-import argparse
-import json
 import resource
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import interleaved
 import numpy as np
+import records
 import tensorflow as tf
 
 ROOT = Path(__file__).resolve().parent
@@ -77,8 +76,7 @@ def peak_memory(microbatches: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds, no file: checks that it runs")
+    parser = records.parser(__doc__, "few rounds at a small batch")
     parser.add_argument("--peak-memory", type=int, metavar="MICROBATCHES", help="trains two steps, prints MB")
     arguments = parser.parse_args()
     if arguments.peak_memory:
@@ -110,9 +108,7 @@ def main() -> None:
     replicas = (lambda model: Microbatched(model, 1), lambda model: model)
     rows.append(compare("8 replicas", *replicas, 64 if arguments.quick else 256, rounds, steps, strategy))
     print(rows[-1], flush=True)
-    if not arguments.quick:
-        record = {"versions": common.versions(), "rows": rows, "peak_memory_mb": memory}
-        (ROOT / "results" / "noise_scale.json").write_text(json.dumps(record, indent=1) + "\n")
+    records.keep(arguments, "noise_scale", rows, versions=common.versions(), peak_memory_mb=memory)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ the limit. LARS reads w and g for the norms, then w, g and v, and writes w and v
 LAMB needs 10 where Adam needs 7.
 """
 
-import argparse
 import functools
 import os
 import platform
 import statistics
 import time
 from importlib import metadata
-from pathlib import Path
 
 import interleaved
 import numpy as np
@@ -29,7 +27,6 @@ import keras_lsb
 from keras_lsb.optimizers import LAMB, LARS, AdamP
 
 keras = tf.keras
-RESULTS = Path(__file__).resolve().parent / "results" / "optimizer_step.json"
 DECAY = 1e-4
 REPLICAS = 8
 
@@ -142,7 +139,7 @@ def format_row(row: dict) -> str:
     )
 
 
-def record(rows: list[dict], target: Path) -> None:
+def record(arguments, rows: list[dict]) -> None:
     """Puts `rows` into the results in place of those of the same comparisons; the others stay."""
     versions = {
         "keras_lsb": keras_lsb.__version__,
@@ -152,17 +149,15 @@ def record(rows: list[dict], target: Path) -> None:
         "cores": os.cpu_count(),
     }
 
-    records.keep(target, rows, ("mode", "variant", "baseline"), versions)
+    records.keep(arguments, "optimizer_step", rows, ("mode", "variant", "baseline"), versions=versions)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "a few rounds over a tenth of the variables")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--quick", action="store_true", help="a few rounds over a tenth of the variables, no record")
     parser.add_argument(
         "--modes", nargs="+", choices=("graph", "xla", "mirrored"), default=["graph", "xla", "mirrored"]
     )
-    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if "mirrored" in arguments.modes:
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -180,16 +175,12 @@ def main() -> None:
     for mode, goal_column in (("graph", 2), ("xla", 3)):
         if mode in arguments.modes:
             step = functools.partial(step_function, variables=variables, gradients=gradients, jit_compile=mode == "xla")
-            rows = compare(mode, comparisons, step, arguments.rounds, goal_column)
-            if not arguments.quick:
-                record(rows, arguments.output)
+            record(arguments, compare(mode, comparisons, step, arguments.rounds, goal_column))
     if "mirrored" in arguments.modes:
         step = functools.partial(mirrored_step_function, variables=variables, gradients=gradients)
         for comparison in comparisons:  # one at a time: eight copies of everything fill the memory
             if comparison[:2] in MIRRORED:
-                rows = compare("mirrored", [comparison], step, max(3, arguments.rounds // 5), None)
-                if not arguments.quick:
-                    record(rows, arguments.output)
+                record(arguments, compare("mirrored", [comparison], step, max(3, arguments.rounds // 5), None))
 
 
 if __name__ == "__main__":

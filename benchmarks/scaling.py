@@ -31,7 +31,6 @@ import cifar10_resnet  # noqa: E402
 import common  # noqa: E402
 import launchers  # noqa: E402
 
-RESULTS = ROOT / "results" / "scaling.json"
 SETTING = ("keras", "replicas", "processes", "batch_size", "variant", "baseline")
 BATCH, SHAPE, STEPS = 1024, (32, 32, 3), 2  # steps of one call of `fit`
 RATE = 1e-6  # so that all train the same network: one that has died takes another time
@@ -137,8 +136,7 @@ def run(arguments) -> None:
         row = {**settings, "batch_size": arguments.batch_size, **row}
         if reports:
             print(row, flush=True)
-            if not arguments.quick:
-                records.keep(RESULTS, [row], SETTING, common.versions(), order)
+            records.keep(arguments, "scaling", [row], SETTING, versions=common.versions(), order=order)
 
 
 def order(row: dict) -> tuple:
@@ -148,14 +146,13 @@ def order(row: dict) -> tuple:
 
 def main() -> None:
     names = [variant for variant, _, _ in COMPARISONS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "a small batch and few rounds")
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="virtual devices of one process")
     parser.add_argument("--processes", type=int, nargs="*", default=[2, 4], help="workers on this machine")
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--batch-size", type=int, default=BATCH, help="global")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process; 0 takes all")
-    parser.add_argument("--quick", action="store_true", help="a small batch and few rounds, no record")
     parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -165,7 +162,7 @@ def main() -> None:
         return
     flags = ["--variants", *arguments.variants, "--threads", str(arguments.threads)]
     flags += ["--batch-size", str(arguments.batch_size), "--rounds", str(arguments.rounds)]
-    flags += ["--quick"] if arguments.quick else []
+    flags += records.flags(arguments)
     for replicas in arguments.replicas:
         subprocess.run([sys.executable, __file__, *flags, "--run", str(replicas)], check=True)
     for processes in arguments.processes:
