@@ -5,23 +5,52 @@
 
 What follows a column's or a path's colon is a Python format. A missing file, key or column fails the build. Markers in
 an HTML comment are left alone, and the comment is not shown.
+
+A link to a file outside of docs/, such as ../tests/test_legw.py, works where the repository is read. The site gets a
+copy of the file, as text, and the link leads there; a file that does not exist fails the build.
 """
 
 import json
 import re
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _MARKER = re.compile(r"\{\{\s*(?:table|value):.*?\}\}")
 _TABLE = re.compile(r'\{\{\s*table:(?P<name>\w+)\s+columns="(?P<columns>[^"]+)"\s*\}\}')
 _VALUE = re.compile(r"\{\{\s*value:(?P<name>\w+):(?P<path>[\w. -]+?)(?::(?P<format>[^:}]+?))?\s*\}\}")
+_OUTSIDE = re.compile(r"\]\(\.\./(?P<path>[^)#\s]+)\)")
+
+
+def on_files(files, config):
+    """Called by mkdocs once: adds the files outside of docs/ that pages link to."""
+    # Not at the top: the tests load this module where mkdocs is not installed.
+    from mkdocs.structure.files import File, InclusionLevel
+
+    pages = [page.content_string for page in files.documentation_pages()]
+    for path in sorted({path for page in pages for path in outside(page)}):
+        if not (ROOT / path).is_file():
+            raise ValueError(f"A page links to a file that does not exist. Received: ../{path}")
+        source = File.generated(config, copied(path), abs_src_path=str(ROOT / path), inclusion=InclusionLevel.INCLUDED)
+        files.append(source)
+    return files
 
 
 def on_page_markdown(markdown, **_):
     """Called by mkdocs for every page."""
-    return render(markdown, RESULTS)
+    return _OUTSIDE.sub(lambda link: f"]({copied(link['path'])})", render(markdown, RESULTS))
+
+
+def outside(markdown: str) -> list[str]:
+    """The files outside of docs/ that `markdown` links to, relative to the repository."""
+    return _OUTSIDE.findall(markdown)
+
+
+def copied(path: str) -> str:
+    """Where the site has the copy of a file of the repository; browsers show a name that ends so as text."""
+    return f"source/{path}.txt"
 
 
 def render(markdown: str, folder: Path) -> str:

@@ -177,6 +177,13 @@ def test_comments_are_dropped_before_their_markers_are_read(results):
     assert hooks.render("a\n<!-- {{ value:absent:rows }}\n-->\nb {{ other }}", results) == "a\nb {{ other }}"
 
 
+def test_links_to_files_of_the_repository_lead_to_copies():
+    page = "[a](../tests/test_legw.py), [b](legw.md#the-rule) and [c](../keras_lsb/rules/lars.py)"
+    assert hooks.outside(page) == ["tests/test_legw.py", "keras_lsb/rules/lars.py"]
+    rewritten = hooks.on_page_markdown(page)
+    assert "[a](source/tests/test_legw.py.txt), [b](legw.md#the-rule)" in rewritten
+
+
 def test_every_result_is_shown():
     """A result that no page shows is not evidence."""
     pages = "".join(re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in PAGES)

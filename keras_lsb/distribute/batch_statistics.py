@@ -25,6 +25,9 @@ def average_batch_statistics(model) -> None:
     `evaluate`, `predict`, `save`, `save_weights`, `export` and `get_weights` do so themselves. Layers that synchronize
     their statistics in each step are left out. With several workers all of them have to call it, as for saving. The
     nodes of a decentralized training keep their own, and are averaged for the time of reading: see `consensus`.
+
+    Args:
+        model: of either Keras; one without a strategy is left as it is.
     """
     if _keras.tensorflow is None or not hasattr(model, "distribute_strategy"):
         return

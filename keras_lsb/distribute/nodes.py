@@ -22,6 +22,9 @@ def consensus(model):
     their arithmetic mean: the variance of all nodes' examples together would be larger by that of the nodes' means.
     `evaluate`, `predict`, `save`, `save_weights`, `export` and `get_weights` do it by themselves. With several workers
     all of them have to enter, as for saving. A model that is not trained under `decentralized` is left as it is.
+
+    Args:
+        model: of either Keras; it is what `with` gives as well.
     """
     if not has_nodes(model) or model in _at_consensus:
         yield model

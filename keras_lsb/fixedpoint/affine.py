@@ -90,7 +90,8 @@ def solve(
         shift: the n to use; None for the least that serves all channels.
         rounding: "half_up", floor(. + 1/2), or "floor".
         per_channel: whether every channel gets its own least shift.
-        multiplier_bits: width of a signed number that every multiplier must fit; None for any. `offset_bits` likewise.
+        multiplier_bits: width of a signed number that every multiplier must fit; None for any.
+        offset_bits: likewise for every offset.
 
     Raises:
         ValueError: arguments that are not finite or ranges that are empty; a `shift` below the least; integers wider

@@ -56,7 +56,13 @@ class Int8Affine(NamedTuple):
         return Int8Affine(*arrays, *steps, *points, (low, high))
 
     def run(self, weight, bias, kernel_scale, kernel: str) -> np.ndarray:
-        """What a LiteRT kernel computes with these integers for the inputs -128 to 127, shape (256, channels)."""
+        """What a LiteRT kernel computes with these integers for the inputs -128 to 127, shape (256, channels).
+
+        Args:
+            weight, bias: int8 and int32 of the operator, shape (channels,).
+            kernel_scale: real value of one step of `weight`, shape (channels,).
+            kernel: "xnnpack", "builtin" or "reference".
+        """
         weight, bias, kernel_scale = np.asarray(weight), np.asarray(bias), np.asarray(kernel_scale)
         parts = [
             self.requantized(weight[block], bias[block], kernel_scale[block], rounding)

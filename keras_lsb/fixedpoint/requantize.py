@@ -38,7 +38,10 @@ class QuantizedMultiplier(NamedTuple):
 
 
 def quantized_multiplier(factor) -> QuantizedMultiplier:
-    """q31 = round(mantissa 2^31) and the exponent of factors >= 0, arrays of any shape, float64.
+    """q31 = round(mantissa 2^31) and the exponent of factors >= 0, as LiteRT's kernels hold them.
+
+    Args:
+        factor: number or array of any shape, taken as float64; below 2^-32 it becomes 0.
 
     >>> quantized_multiplier(0.75)
     QuantizedMultiplier(q31=array(1610612736), exponent=array(0))

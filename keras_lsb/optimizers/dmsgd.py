@@ -16,6 +16,13 @@ class DmSGD(DecentralizedOptimizer):
     Stable on every topology. Where nodes hold different data it settles away from the optimum of all of them, by a
     squared distance that grows as 1 / (1 - momentum)^2: see `DecentLaM`, whose arguments it shares.
 
+    Args:
+        learning_rate: number or schedule of steps, the same on all nodes.
+        momentum: in [0, 1).
+        weight_decay: added to the gradient, times the weight.
+        exclude_from_weight_decay: None for biases and normalization parameters, patterns, or a predicate of the path.
+        name: of the optimizer.
+
     Raises:
         ValueError: an argument out of range.
 

@@ -8,6 +8,9 @@ def flatten_model(model):
 
     A model without nested ones is returned as it is. A layer whose name is taken gets that of its model in front.
 
+    Args:
+        model: functional or Sequential, of tf_keras.
+
     Raises:
         ValueError: a nested model that is neither Sequential nor functional, by name.
     """

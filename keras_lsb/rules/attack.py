@@ -12,7 +12,12 @@ from keras_lsb._keras import ops
 
 
 class InputUnits(NamedTuple):
-    """A radius and a range of values, both in the units of a model's inputs: numbers, or one per channel."""
+    """A radius and a range of values, both in the units of a model's inputs: numbers, or one per channel.
+
+    Attributes:
+        epsilon: radius of the attack.
+        value_range: (low, high) of an input value.
+    """
 
     epsilon: tuple[float, ...]
     value_range: tuple[tuple[float, ...], tuple[float, ...]]
@@ -83,6 +88,7 @@ def random_start(inputs, noise, coin, epsilon, low, high, probability: float):
     """Examples to begin with: with a probability, for the whole batch, moved within the ball.
 
     Args:
+        inputs: x, a batch of floating values.
         noise: uniform in [-1, 1), of the shape of `inputs`.
         coin: one number, uniform in [0, 1).
         epsilon, low, high: as in `ball`, and what that returns.

@@ -6,7 +6,8 @@ from keras_lsb._keras import ops, sum_of_squares
 def euclidean_norm(array):
     """Euclidean norm of a whole variable, a scalar; the absolute value of a scalar.
 
-    Give it float32 or wider: the sum of squares of 1e5 entries of size 1 overflows float16.
+    Args:
+        array: of any shape, float32 or wider: the sum of squares of 1e5 entries of size 1 overflows float16.
     """
     return ops.sqrt(sum_of_squares(array))
 

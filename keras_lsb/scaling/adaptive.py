@@ -26,10 +26,18 @@ def adaptive_batch_size(noise_scale: float, exchange_rate: float) -> float:
 
 
 def learning_rate_factor(batch_size: float, base_batch_size: float, noise_scale: float, follow: str = "noise") -> float:
-    """What the learning rate of `base_batch_size` is multiplied with at `batch_size`, both in examples.
+    """What the learning rate of one batch size is multiplied with at another.
 
-    "noise": (1 + N / base_batch_size) / (1 + N / batch_size), from the best step under noise N (equation 2.6): linear
-    far below the noise scale, constant far above. "linear", "sqrt": ratio of the batch sizes, and its root. "none": 1.
+    Args:
+        batch_size: batch of the update, in examples.
+        base_batch_size: batch that the learning rate belongs to, in examples.
+        noise_scale: N, in examples; only "noise" reads it.
+        follow: "noise" for (1 + N / base_batch_size) / (1 + N / batch_size), from the best step under noise N (equation
+            2.6): linear far below the noise scale, constant far above. "linear" for the ratio of the batch sizes,
+            "sqrt" for its root, "none" for 1.
+
+    Raises:
+        ValueError: batch sizes that are not positive, a negative noise scale, an unknown `follow`.
     """
     ratio = positive("batch_size", batch_size) / positive("base_batch_size", base_batch_size)
     match choice("follow", follow, FOLLOW):

@@ -108,12 +108,18 @@ class AutoWURates:
         return 2 * mean * self.reached(rate)
 
     def at(self, step, switch_step, peak, xp=np):
-        """The rate of a step: that of the warm-up up to `switch_step`, of the decay from `peak` after that."""
+        """The rate of a step: that of the warm-up up to `switch_step`, of the decay from `peak` after that.
+
+        Numbers or arrays of the library `xp`, which has NumPy's names.
+        """
         warmup = self.during_warmup(xp.minimum(step, switch_step))
         return xp.where(step < switch_step, warmup, self.during_decay(step, switch_step, peak, xp))
 
     def during_decay(self, step, switch_step, peak, xp=np):
-        """The rate of a step after the warm-up; numbers or arrays of the library `xp`, which has NumPy's names."""
+        """The rate of a step after the warm-up, which ended at `switch_step` with `peak` to decay from.
+
+        Numbers or arrays of the library `xp`, which has NumPy's names.
+        """
         start = switch_step
         if self.decay == "constant-cosine":
             start = xp.maximum(switch_step, (1 - self.cosine_fraction) * self.total_steps)

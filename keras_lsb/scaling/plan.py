@@ -19,7 +19,16 @@ _WIDTH = 10  # of the longest number, 1.234e+05, and a space
 
 
 class PlanRow(NamedTuple):
-    """One line of a plan. `cost` is devices * time relative to now; the recipe is LEGW's, NaN where none was given."""
+    """One line of a plan.
+
+    Attributes:
+        devices: number of them.
+        batch_size: global, in examples.
+        steps, examples, seconds: to the goal.
+        speedup: against the present run.
+        cost: devices * time, relative to the present run.
+        learning_rate, warmup_epochs: LEGW's recipe at this batch size, NaN where none was given.
+    """
 
     devices: float
     batch_size: float

@@ -72,7 +72,11 @@ class AutoWU(_keras.LearningRateSchedule):
         return ops.cast(self.rates.at(step, switch_step, peak, ops), "float32")
 
     def start(self, steps_per_epoch: int | None = None) -> AutoWUController:
-        """The controller, made for the steps of an epoch where `steps_per_check` does not say how often to decide."""
+        """The controller, made for `steps_per_epoch` where `steps_per_check` does not say how often to decide.
+
+        Raises:
+            ValueError: a training that began with decisions at other intervals.
+        """
         interval = self.steps_per_check or self._interval(steps_per_epoch)
         if self.controller is None:
             self.controller = AutoWUController(self.rates.total_steps, interval, **self.options)

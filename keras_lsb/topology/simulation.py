@@ -121,6 +121,7 @@ def disagreement(topology: Topology, messages: np.ndarray, step: int = 0) -> np.
     """What each node gets of an exchange: the sum over its partners j of w_ij (z_i - z_j), in the type of the messages.
 
     Args:
+        topology: who exchanges with whom.
         messages: z, (nodes, parameters).
         step: of the schedule.
     """

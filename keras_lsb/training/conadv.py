@@ -73,6 +73,7 @@ class ConAdv(Microbatched):
             update. Such a step cannot be compiled by XLA.
         seed: of random starts and targets, which depend on it and the number of the step alone.
         microbatches, noise_scale, decay, interval, groups: those of `Microbatched`.
+        name: name of the wrapper.
 
     Raises:
         ValueError: an argument out of range; when training begins, inputs that are not of a floating type or outside of
@@ -217,6 +218,10 @@ class ConAdv(Microbatched):
 
         The attack is that of the arguments, on the present weights, with the main statistics at inference: `evaluate`
         of its result gives the accuracy under attack.
+
+        Args:
+            x, y: examples and their labels, arrays in the structure that `fit` takes.
+            batch_size: examples that are attacked at a time.
         """
         function = self._memory.attack_function
         if function is None:

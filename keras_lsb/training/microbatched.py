@@ -43,6 +43,7 @@ class Microbatched(_keras.Model):
             1 holds all.
         interval: optimizer steps between measurements.
         groups: dict of name to regular expression for the paths of weights: a noise scale for each, besides the total.
+        name: name of the wrapper.
 
     Raises:
         ValueError: an argument out of range, or a model with a `train_step` of its own.
@@ -70,6 +71,11 @@ class Microbatched(_keras.Model):
 
     def measure(self, *, decay=None, interval=None, groups=None) -> None:
         """Changes how the noise scale is measured: what is None stays. The averages are kept.
+
+        Args:
+            decay: weight of the past in the averages, in measurements.
+            interval: optimizer steps between measurements.
+            groups: dict of name to regular expression on the paths of weights.
 
         Raises:
             ValueError: an argument out of range, other groups than were set before, or another interval or groups while
