@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from keras_lsb import topology
 from tests import pages
 
 # Results look like this: percentages and decimal fractions.
@@ -73,10 +74,10 @@ ALLOWED = {
     "decentlam.md": {
         "1 / (1 - 0.8)^2": "arithmetic",
         "1 ends it, 0.05 leaves 95 %": "arithmetic",
-        "count 1.75 times": "arithmetic, test_topology.py",
+        "count 1.75 times": "arithmetic: 1/4 from the hub itself, 1/2 from each of three",
         "and not at 0.8": "test_stability.py",
         "disagreement by 1.24": "test_stability.py",
-        "takes 0.5 % of the disagreement away": "the spectral gap, test_topology.py",
+        "takes 0.5 % of the disagreement away": "test_spectral_gap_of_a_thin_graph",
         "2 (n - 1) / n = 1.75": "arithmetic",
     },
     "launching.md": {"fewer than 93 % of": "test_launching.py runs the example with this claim"},
@@ -190,3 +191,7 @@ def test_numbers_of_the_readme():
     assert f"{arguments['warmup_epochs']} epochs of warm-up" in README
     assert f"cosine decay over {arguments['epochs']} epochs" in README
     assert f"decay_steps={arguments['epochs']}" in code
+
+
+def test_spectral_gap_of_a_thin_graph():
+    assert round(100 * topology.ring_matchings(64).spectral_gap, 1) == 0.5
