@@ -290,3 +290,16 @@ def test_a_trained_model_gets_the_layers_it_needs():
 def test_scope_in_keras_3():
     with pytest.raises(ValueError, match="TF_USE_LEGACY_KERAS=1"):
         quantize_scope()
+
+
+@keras3_only("a recurrent layer that is a loop in the file")
+def test_loops_are_refused_by_name():
+    def model(unroll):
+        inner = keras.Sequential([layers.Input((4, 3)), layers.LSTM(5, unroll=unroll, name="memory")], name="inner")
+        inputs = keras.Input((4, 3))
+        return keras.Model(inputs, layers.Dense(2)(inner(inputs)))
+
+    data = np.random.default_rng(3).normal(size=(8, 4, 3)).astype("float32")
+    with pytest.raises(ValueError, match="Layer 'memory' is a loop.*Make it with `unroll=True`.*LSTM with unroll=False"):
+        to_tflite(model(False), data)
+    assert "WHILE" not in operators(to_tflite(model(True), data))

@@ -33,8 +33,8 @@ def to_tflite(model, representative_data=None, *, target_kernel: str = "xnnpack"
         target_kernel: "xnnpack", the interpreter's default on CPU, "builtin" or "reference".
 
     Raises:
-        ValueError: representative data that is missing; an unknown kernel; a model without fixed inputs; a layer whose
-            operator is not in the converted file.
+        ValueError: representative data that is missing; an unknown kernel; a model without fixed inputs; a recurrent
+            layer of Keras 3 that is not unrolled; a layer whose operator is not in the converted file.
         ImportError: without ai-edge-litert.
     """
     choice("target_kernel", target_kernel, DEPTHWISE_KERNELS)
@@ -49,6 +49,8 @@ def to_tflite(model, representative_data=None, *, target_kernel: str = "xnnpack"
             "`representative_data` must hold examples on which the ranges of activations are measured: the model has "
             "had no quantization-aware training. Received: representative_data=None"
         )
+    if not trained:
+        _refuse_loops(model)
     layers = normalizations(model)
     with _tagged(layers):
         content = _convert(model, None if trained else _examples(representative_data, len(model.inputs)))
@@ -81,6 +83,16 @@ def operator_affine(file: LiteRTFile, operator, layer) -> Int8Affine:
     scales = [float(file.scale(index)[0]) for index in (source, output)]
     points = [file.zero_point(index) for index in (source, output)]
     return Int8Affine(*layer_affine(layer), *scales, *points, file.activation_range(operator)).checked()
+
+
+def _refuse_loops(model) -> None:
+    """ValueError for a loop of Keras 3, at which TensorFlow's calibration ends the process instead."""
+    for layer in model._flatten_layers():
+        if not _keras.LEGACY and isinstance(layer, _keras.keras.layers.RNN) and not layer.unroll:
+            raise ValueError(
+                f"Layer {layer.name!r} is a loop, in which the ranges of activations cannot be measured. "
+                f"Make it with `unroll=True`. Received: {type(layer).__name__} with unroll=False"
+            )
 
 
 @contextlib.contextmanager
