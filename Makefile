@@ -42,9 +42,10 @@ test-workers: $(VENV)/test.stamp ## Run the tests with several processes, both f
 	$(RUN) -m pytest -m workers
 	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest -m workers
 
-lint: $(VENV)/test.stamp ## Check style and the layer rule
+lint: $(VENV)/test.stamp ## Check style, types and the layer rule
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	$(RUN) -m pytest -q tests/test_layers.py
 
 mutants: $(VENV)/test.stamp ## Break the code on purpose: every break must turn a test red

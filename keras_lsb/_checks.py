@@ -2,6 +2,9 @@
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
+
+Choice = TypeVar("Choice")
 
 
 def _checked(name: str, value: float, rule: str, accepts: Callable[[float], bool]) -> float:
@@ -34,7 +37,7 @@ def decay_rate(name: str, value: float) -> float:
     return _checked(name, value, "a number in [0, 1)", lambda number: 0 <= number < 1)
 
 
-def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+def choice(name: str, value: Choice, allowed: tuple[Choice, ...]) -> Choice:
     """`value`, which must be one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {allowed}. Received: {name}={value!r}")

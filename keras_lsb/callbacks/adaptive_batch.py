@@ -2,9 +2,11 @@
 
 import math
 import sys
+from typing import Any
 
 from keras_lsb import _keras, scaling
 from keras_lsb._checks import choice, positive, whole
+from keras_lsb._types import Model
 from keras_lsb.callbacks.measurable import require_measurable
 from keras_lsb.scaling.adaptive import FOLLOW
 
@@ -41,7 +43,15 @@ class AdaptiveBatch(_keras.Callback):
     """
 
     def __init__(
-        self, exchange_rate, *, batch_size, max_batch_size, interval=10, follow="sqrt", learning_rate=None, verbose=1
+        self,
+        exchange_rate: float,
+        *,
+        batch_size: int,
+        max_batch_size: int,
+        interval: int = 10,
+        follow: str = "sqrt",
+        learning_rate: float | None = None,
+        verbose: int = 1,
     ):
         super().__init__()
         self.exchange_rate = positive("exchange_rate", exchange_rate)
@@ -49,12 +59,14 @@ class AdaptiveBatch(_keras.Callback):
         self.max_batch_size = whole("max_batch_size", max_batch_size, minimum=self.batch_size)
         self.interval = whole("interval", interval)
         self.follow = choice("follow", follow, FOLLOW)
-        self.base_learning_rate = None if learning_rate is None else positive("learning_rate", learning_rate)
+        self.base_learning_rate: Any = None if learning_rate is None else positive("learning_rate", learning_rate)
         self.verbose = verbose
-        self.batch_sizes, self.noise_scales, self.gain = [], [], None
+        self.batch_sizes: list[int] = []
+        self.noise_scales: list[float] = []
+        self.gain: scaling.AdaptiveGain | None = None
         self._noise_scale = math.nan
 
-    def set_model(self, model):
+    def set_model(self, model: Model) -> None:
         super().set_model(model)
         require_measurable(model, "AdaptiveBatch")
         model.require_accumulation()
@@ -66,10 +78,10 @@ class AdaptiveBatch(_keras.Callback):
         if self.base_learning_rate is None:
             self.base_learning_rate = _keras.learning_rate(model.optimizer)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self._decide()  # a restored run continues with the batch size of its noise scale
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if self.model.pending_batches:
             return
         self.batch_sizes.append(self.model.accumulation * self.batch_size)
@@ -77,11 +89,11 @@ class AdaptiveBatch(_keras.Callback):
         if len(self.batch_sizes) % self.interval == 0:
             self._decide()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None:
             logs["batch_size"] = self.model.accumulation * self.batch_size
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         known = [pair for pair in zip(self.noise_scales, self.batch_sizes, strict=True) if math.isfinite(pair[0])]
         if not known:
             return

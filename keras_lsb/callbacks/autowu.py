@@ -3,12 +3,15 @@
 import math
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras
 from keras_lsb._checks import choice
+from keras_lsb._types import Axes, Model
 from keras_lsb.distribute.reduction import is_multi_worker
+from keras_lsb.scaling import Decision
 from keras_lsb.schedules.autowu import AutoWU as Schedule
 from keras_lsb.training.step_losses import StepLosses
 
@@ -43,19 +46,21 @@ class AutoWU(_keras.Callback):
             of updates that does not match the state that was loaded.
     """
 
-    def __init__(self, schedule=None, *, on_divergence="continue", verbose=1):
+    def __init__(self, schedule: Schedule | None = None, *, on_divergence: str = "continue", verbose: int = 1):
         super().__init__()
         if schedule is not None and not isinstance(schedule, Schedule):
             raise ValueError(f"`schedule` must be a `schedules.AutoWU`. Received: schedule={schedule!r}")
-        self.schedule = schedule
+        self.schedule: Any = schedule
         self.on_divergence = choice("on_divergence", on_divergence, ON_DIVERGENCE)
         self.verbose = verbose
         self.losses = np.empty(0, "float32")
-        self._recorder, self._unread = None, 0
+        self._recorder: StepLosses | None = None
+        self._unread = 0
         self._epoch, self._checked, self._warned = 0, False, False
-        self._snapshot = self._proven_snapshot = None
+        self._snapshot: list | None = None
+        self._proven_snapshot: list | None = None
 
-    def set_model(self, model):
+    def set_model(self, model: Model) -> None:
         super().set_model(model)
         rate = _keras.innermost(model.optimizer)._learning_rate
         if self.schedule is None and isinstance(rate, Schedule):
@@ -69,7 +74,7 @@ class AutoWU(_keras.Callback):
         # Now, and not when the training begins: that is when BackupAndRestore loads.
         setattr(model.optimizer, _STATE, _keras.HostState(self._save, self._load))
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         controller = self.schedule.start(self._steps_per_epoch())
         most_in_execution = max(_LONGEST_EXECUTION, _keras.steps_per_execution(self.model))
         self._recorder = StepLosses.on(self.model, controller.steps_per_epoch + most_in_execution)
@@ -84,13 +89,13 @@ class AutoWU(_keras.Callback):
         if not is_multi_worker(self.model):  # where all workers have to read together
             self.schedule.before_save = self._read
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
         if not self._checked:
             self._checked = True
             self._check_updates()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._read()  # for what several workers save now, when they cannot read together
         if logs is None:
             return
@@ -100,12 +105,12 @@ class AutoWU(_keras.Callback):
         logs["autowu_phase"] = float(controller.phase == "decay")
         logs["learning_rate"] = float(self.schedule(_keras.updates_done(self.model.optimizer)))
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         self._read()
         _keras.stop_watching_executions(self.model)
         self._recorder = self.schedule.before_save = None
 
-    def plot(self, axes=None):
+    def plot(self, axes: Axes | None = None) -> Axes:
         """Draws losses with the fitted curve and its 95 % band, votes, and learning rates; returns the three axes."""
         controller = self.schedule.controller
         known = np.full(max(0, self.schedule.seen - len(self.losses)), np.nan)  # from before an interruption
@@ -169,7 +174,7 @@ class AutoWU(_keras.Callback):
                     self._read_constants_anew()
             self._watch(losses, decision)
 
-    def _report(self, decision) -> None:
+    def _report(self, decision: Decision) -> None:
         if not self.verbose:
             return
         controller = self.schedule.controller
@@ -184,7 +189,7 @@ class AutoWU(_keras.Callback):
             text += f" {controller.non_finite} losses were not finite."
         sys.stdout.write(f"{text}\n")
 
-    def _watch(self, losses: list[float], decision) -> None:
+    def _watch(self, losses: list[float], decision: Decision) -> None:
         """Warns of losses that have ceased to be finite, and does what `on_divergence` says."""
         finite = np.isfinite(losses)
         if finite.any():

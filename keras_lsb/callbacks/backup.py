@@ -6,11 +6,13 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras
 from keras_lsb._checks import whole
+from keras_lsb._types import Model
 from keras_lsb.distribute.agreement import from_all_workers
 from keras_lsb.distribute.nodes import local_nodes, node_count, read_nodes, write_nodes
 from keras_lsb.distribute.reduction import strategy_of, worker_index
@@ -44,7 +46,7 @@ class BackupAndRestore(_keras.Callback):
         OSError: when a backup cannot be written; the message says what is kept.
     """
 
-    def __init__(self, folder, *, epochs_per_backup: int = 1, delete_checkpoint: bool = True):
+    def __init__(self, folder: str | Path, *, epochs_per_backup: int = 1, delete_checkpoint: bool = True):
         super().__init__()
         if not str(folder):
             raise ValueError(f"`folder` must name a folder. Received: folder={folder!r}")
@@ -53,7 +55,7 @@ class BackupAndRestore(_keras.Callback):
         self.delete_checkpoint = bool(delete_checkpoint)
         self._finished = self._kept = 0  # epochs
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         if not self.model.built:
             raise ValueError(
                 "`BackupAndRestore` needs a model that is built before `fit`: give it an Input, or call it on a batch."
@@ -64,14 +66,14 @@ class BackupAndRestore(_keras.Callback):
         if record is not None:
             self._restore(record)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if self._finished >= self._kept + self.epochs_per_backup:
             self._save()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._finished = epoch + 1
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         _keras.begin_at(self.model, None)
         if not self.delete_checkpoint:
             if self._finished > self._kept:
@@ -85,7 +87,7 @@ class BackupAndRestore(_keras.Callback):
     def _is_first_worker(self) -> bool:
         return worker_index(strategy_of(self.model)) == 0
 
-    def _files_of_epochs(self):
+    def _files_of_epochs(self) -> list[Path]:
         return sorted([*self.folder.glob("epoch-*.weights.h5"), *self.folder.glob("epoch-*.node-*.npz")])
 
     def _record(self) -> dict | None:
@@ -112,7 +114,7 @@ class BackupAndRestore(_keras.Callback):
             )
         return record
 
-    def _require_one_backup(self, record) -> None:
+    def _require_one_backup(self, record: dict | None) -> None:
         seen = from_all_workers(strategy_of(self.model), record and record["sha256"])
         for worker, checksum in enumerate(seen):
             if checksum != seen[0]:
@@ -121,7 +123,7 @@ class BackupAndRestore(_keras.Callback):
                     "a file system that all workers share."
                 )
 
-    def _restore(self, record) -> None:
+    def _restore(self, record: dict) -> None:
         path, nodes = self.folder / record["weights"], record.get("nodes", [])
         self._require_as_many_nodes(path, len(nodes))
         paths = {node: self._node_file(record["epoch"], node) for node in local_nodes(self.model)}
@@ -225,7 +227,7 @@ class BackupAndRestore(_keras.Callback):
             if not path.name.startswith(f"epoch-{self._finished}."):
                 path.unlink()
 
-    def _not_written(self, reason) -> OSError:
+    def _not_written(self, reason: Any) -> OSError:
         kept = f"The backup of epoch {self._kept} is still there" if self._kept else "There is none from before"
         return OSError(
             f"The backup of epoch {self._finished} could not be written to folder='{self.folder}': {reason}. "
@@ -262,7 +264,7 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _variables(model) -> list:
+def _variables(model: Model) -> list:
     """[name, shape, type] of everything that a backup holds."""
     variables = [*model.weights, *model.optimizer.variables]
     return [[variable.name, list(variable.shape), _keras.dtype_name(variable)] for variable in variables]

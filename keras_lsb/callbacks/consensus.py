@@ -15,13 +15,13 @@ class Consensus(_keras.Callback):
         ValueError: when training begins, if the model is not made in `distribute.decentralized`.
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         if not has_nodes(self.model):
             raise ValueError(
                 "`Consensus` needs a model that is made in `keras_lsb.distribute.decentralized(strategy, topology)`, "
                 "on several replicas."
             )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None:
             logs |= {"consensus_distance": consensus_distance(self.model), "bytes_sent": bytes_per_step(self.model)}

@@ -2,8 +2,9 @@
 
 import math
 
-from keras_lsb import _keras
+from keras_lsb import _keras, scaling
 from keras_lsb._checks import whole
+from keras_lsb._types import Axes, Structure
 from keras_lsb.scaling.axes import axes_or_new
 from keras_lsb.training.curvature import CurvatureProbe
 
@@ -26,14 +27,17 @@ class Curvature(_keras.Callback):
         history: list of `(batch of fit, scaling.Curvature)`.
     """
 
-    def __init__(self, x, y, *, interval=100, microbatches=1, sample_weight=None):
+    def __init__(
+        self, x: Structure, y: Structure, *, interval: int = 100, microbatches: int = 1, sample_weight: Structure = None
+    ):
         super().__init__()
         self.batch, self.microbatches = (x, y, sample_weight), whole("microbatches", microbatches)
         self.interval = whole("interval", interval)
-        self.history = []
-        self._step, self._probe = 0, None
+        self.history: list[tuple[int, scaling.Curvature]] = []
+        self._step = 0
+        self._probe: CurvatureProbe | None = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._step += 1
         if self._step % self.interval and self.history:
             return
@@ -41,14 +45,14 @@ class Curvature(_keras.Callback):
             self._probe = CurvatureProbe(self.model, *self.batch, microbatches=self.microbatches)
         self.history.append((self._step, self._probe()))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if logs is not None and self.history:
             _, last = self.history[-1]
             logs["curvature"] = last.lipschitz
             if not math.isnan(last.noise):
                 logs |= {"noise_scale_hessian": last.noise, "noise_scale_simple": last.simple}
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the constant over the batches of `fit`, and the noise scales on another axis; returns the axes."""
         ax = axes_or_new(ax)
         steps = [step for step, _ in self.history]

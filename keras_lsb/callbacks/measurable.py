@@ -1,10 +1,11 @@
 """What a model needs for its noise scale to be measured."""
 
+from keras_lsb._types import Model
 from keras_lsb.distribute.reduction import replicas_of
 from keras_lsb.training import Microbatched
 
 
-def require_measurable(model, callback: str) -> None:
+def require_measurable(model: Model, callback: str) -> None:
     """Raises a ValueError that says what to change where the noise scale of `model` cannot be measured."""
     if not isinstance(model, Microbatched):
         raise ValueError(

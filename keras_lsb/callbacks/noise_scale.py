@@ -3,10 +3,12 @@
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from keras_lsb import _keras
 from keras_lsb._checks import fraction, whole
+from keras_lsb._types import Axes, Model
 from keras_lsb.callbacks.measurable import require_measurable
 from keras_lsb.scaling import CriticalBatch, NoiseScaleEstimate
 from keras_lsb.scaling.axes import axes_or_new
@@ -46,29 +48,39 @@ class NoiseScale(_keras.Callback):
             replica with a single microbatch, which has nothing to compare.
     """
 
-    def __init__(self, interval=None, *, decay=None, groups=None, confidence=0.9, history_interval=50, verbose=1):
+    def __init__(
+        self,
+        interval: int | None = None,
+        *,
+        decay: float | None = None,
+        groups: dict[str, str] | None = None,
+        confidence: float = 0.9,
+        history_interval: int = 50,
+        verbose: int = 1,
+    ):
         super().__init__()
         self.interval, self.decay, self.groups = interval, decay, groups
         self.confidence = fraction("confidence", confidence)
         self.history_interval = whole("history_interval", history_interval)
         self.verbose = verbose
-        self.history, self.verdict = [], None
+        self.history: list[NoiseScaleRecord] = []
+        self.verdict: str | None = None
         self._step, self._warned = 0, False
 
-    def set_model(self, model):
+    def set_model(self, model: Model) -> None:
         super().set_model(model)
         require_measurable(model, "NoiseScale")
         model.measure(decay=self.decay, interval=self.interval, groups=self.groups)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.model.measured_batch.assign(0.0)  # a step keeps the largest: the last batch of an epoch may be ragged
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._step += 1
         if self._step % self.history_interval == 0:
             self._record()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         estimate = self._record()
         if logs is not None:
             logs |= {
@@ -89,14 +101,14 @@ class NoiseScale(_keras.Callback):
                 stacklevel=2,
             )
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         estimate = self.model.noise_scale_estimate(confidence=self.confidence)
         batch_size = float(_keras.read(self.model.measured_batch))
         self.verdict = verdict(estimate, batch_size, [record.estimate.simple for record in self.history])
         if self.verbose:
             sys.stdout.write(f"{self.verdict}\n")
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the noise scale over the steps with its interval; returns the axes."""
         ax = axes_or_new(ax)
         steps = [record.step for record in self.history]
@@ -114,7 +126,7 @@ class NoiseScale(_keras.Callback):
         return estimate
 
 
-def verdict(estimate: NoiseScaleEstimate, batch_size: float, history=()) -> str:
+def verdict(estimate: NoiseScaleEstimate, batch_size: float, history: Sequence[float] = ()) -> str:
     """One paragraph: the noise scale now, its range over the run, and what the batch size wastes or leaves unused."""
     if estimate.measurements == 0:
         return f"Noise scale: not measured, {estimate.skipped} measurements were skipped because they were not finite."

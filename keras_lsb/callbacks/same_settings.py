@@ -1,6 +1,7 @@
 """Ends a training at once whose workers were started with different settings."""
 
 import json
+from typing import Any
 
 from keras_lsb import _keras
 from keras_lsb.distribute.agreement import require_agreement
@@ -21,7 +22,7 @@ class SameSettings(_keras.Callback):
             names them and each worker's value.
     """
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         super().__init__()
         for name, value in settings.items():
             try:
@@ -33,6 +34,6 @@ class SameSettings(_keras.Callback):
                 ) from error
         self.settings = settings
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         settings = {**_keras.training_settings(self.model, self.params), **self.settings}
         require_agreement(strategy_of(self.model), settings)

@@ -1,16 +1,19 @@
 """What the workers of a training tell each other before it begins, and whether they agree."""
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras
+from keras_lsb._types import Strategy
 from keras_lsb.distribute.reduction import worker_count
 
 _ABSENT = "nothing"
 
 
-def from_all_workers(strategy, value) -> list:
+def from_all_workers(strategy: Strategy, value: Any) -> list:
     """What every worker passes, in the order of the workers; each has to call it. `value` is what JSON takes."""
     if worker_count(strategy) == 1:
         return [value]
@@ -20,7 +23,7 @@ def from_all_workers(strategy, value) -> list:
     return [json.loads(bytes(row[:size].astype("uint8"))) for row, size in zip(messages, sizes, strict=True)]
 
 
-def require_agreement(strategy, settings: dict) -> None:
+def require_agreement(strategy: Strategy, settings: dict) -> None:
     """Compares the settings of all workers; each has to call it.
 
     Args:
@@ -44,7 +47,7 @@ def require_agreement(strategy, settings: dict) -> None:
         )
 
 
-def _flat(settings, prefix=""):
+def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
@@ -52,7 +55,7 @@ def _flat(settings, prefix=""):
             yield f"{prefix}{key}", value
 
 
-def _gather(strategy, row) -> np.ndarray:
+def _gather(strategy: Strategy, row: np.ndarray) -> np.ndarray:
     """The rows of all workers, as a matrix."""
     tf = _keras.tensorflow
     rows = strategy.gather(strategy.run(lambda: tf.constant(row)[None]), axis=0)

@@ -10,16 +10,19 @@ changed by it.
 
 import functools
 import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Model, Strategy, Variable
 from keras_lsb.distribute.nodes import consensus, has_nodes
 from keras_lsb.distribute.reduction import in_replica_of_several
 
 READERS = ("evaluate", "predict", "save", "save_weights", "export", "get_weights")
-_averages = weakref.WeakKeyDictionary()  # model -> (its variables, what averages them)
+_averages: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> (its variables, what averages them)
 
 
-def average_batch_statistics(model) -> None:
+def average_batch_statistics(model: Model) -> None:
     """Replaces the moving statistics of batch normalization by their mean over the replicas of the model's strategy.
 
     `evaluate`, `predict`, `save`, `save_weights`, `export` and `get_weights` do so themselves. Layers that synchronize
@@ -44,10 +47,10 @@ def average_batch_statistics(model) -> None:
     average()
 
 
-def _averaging(strategy, variables):
+def _averaging(strategy: Strategy, variables: Sequence[Variable]) -> Callable:
     tf = _keras.tensorflow
 
-    def on_replica():
+    def on_replica() -> None:
         context = tf.distribute.get_replica_context()
         values = [tf.identity(variable) for variable in variables]
         for variable, mean in zip(variables, context.all_reduce(tf.distribute.ReduceOp.MEAN, values), strict=True):
@@ -65,9 +68,9 @@ def average_before_reading() -> None:
             setattr(_keras.Model, name, _averaging_first(getattr(_keras.Model, name)))
 
 
-def _averaging_first(method):
+def _averaging_first(method: Callable) -> Callable:
     @functools.wraps(method)
-    def averaging(model, *arguments, **keywords):
+    def averaging(model: Model, *arguments: Any, **keywords: Any) -> Any:
         if has_nodes(model):
             with consensus(model):
                 return method(model, *arguments, **keywords)

@@ -12,15 +12,18 @@ import itertools
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras
+from keras_lsb._types import Strategy, Tensor
 from keras_lsb.distribute.reduction import is_tpu, worker_count, worker_index
 from keras_lsb.topology import Topology
 
 tf = _keras.tensorflow
-eager_context = None if tf is None else importlib.import_module("tensorflow.python.eager.context")
+eager_context: Any = None if tf is None else importlib.import_module("tensorflow.python.eager.context")
 
 TIMED_OUT = "keras_lsb: an exchange has timed out"
 NOT_FINITE = "a message is not finite, of node and step"
@@ -28,7 +31,8 @@ OPERATION = "exchange_in_matching_"  # begins the names of collectives, which er
 
 # Keys of the pairs and of their buckets, far from those that tf.distribute counts up from 1.
 _GROUPS, _INSTANCES, _BUCKETS = 1_000_000_000, 1_500_000_000, 10_000
-_layouts = {}  # (entries, type, entries in a bucket) -> number, in the order in which all workers meet them
+# (entries, type, entries in a bucket) -> number, in the order in which all workers meet them
+_layouts: dict[tuple, int] = {}
 
 
 class Exchange(abc.ABC):
@@ -42,7 +46,7 @@ class Exchange(abc.ABC):
     def __init__(self, topology: Topology, message_dtype: str):
         self.topology, self.message_dtype = topology, message_dtype
 
-    def disagreement(self, message, step):
+    def disagreement(self, message: Tensor, step: Tensor) -> Tensor:
         """Sum over the partners j of w_ij (z_i - z_j), on every node.
 
         Args:
@@ -66,7 +70,7 @@ class Exchange(abc.ABC):
         models = np.mean([self.topology.messages(step) for step in steps])
         return float(models * parameters * tf.as_dtype(self.message_dtype).size)
 
-    def _in_phase(self, function, phase):
+    def _in_phase(self, function: Callable[[Any], Tensor], phase: Tensor) -> Tensor:
         """`function` of the number that a tensor holds."""
         if self.topology.period == 1:
             return function(0)
@@ -74,29 +78,29 @@ class Exchange(abc.ABC):
         return tf.switch_case(tf.cast(phase, tf.int32), branches)
 
     @abc.abstractmethod
-    def _mix(self, sent, rounded, phase):
+    def _mix(self, sent: Tensor, rounded: Tensor, phase: Tensor) -> Tensor:
         """The disagreement: `sent` is what partners get, `rounded` the same in the type of the sum."""
 
 
 class InProcess(Exchange):
     """Nodes are the devices of one process, which see each other's messages where they come together."""
 
-    def _mix(self, sent, rounded, phase):
+    def _mix(self, sent: Tensor, rounded: Tensor, phase: Tensor) -> Tensor:
         context = tf.distribute.get_replica_context()
         node = int(tf.get_static_value(context.replica_id_in_sync_group))
         return context.merge_call(self._mix_all, args=(rounded, phase))[node]
 
-    def _mix_all(self, strategy, messages, phase):
+    def _mix_all(self, strategy: Strategy, messages: Sequence[Tensor], phase: Tensor) -> list[Tensor]:
         messages, phases = strategy.experimental_local_results(messages), strategy.experimental_local_results(phase)
         return [self._of_node(node, messages, phases[node]) for node in range(len(messages))]
 
-    def _of_node(self, node, messages, phase):
+    def _of_node(self, node: int | Tensor, messages: Sequence[Tensor], phase: Tensor) -> Tensor:
         """Disagreement of one node, on its device; in the order of the matchings, as all exchanges sum."""
         partners, weights = (table[:, :, node] for table in (self.topology.partners(), self.topology.partner_weights()))
         message = messages[node]
         with tf.device(message.device):
 
-            def mixed(phase):
+            def mixed(phase: Any) -> Tensor:
                 pairs = [pair for pair in zip(partners[phase], weights[phase], strict=True) if pair[0] != node]
                 parts = [tf.cast(weight, message.dtype) * (message - messages[partner]) for partner, weight in pairs]
                 return tf.add_n(parts) if parts else tf.zeros_like(message)
@@ -121,7 +125,7 @@ class Pairwise(Exchange):
         self._entries = max(1, bucket // tf.as_dtype(message_dtype).size)
         self._watch = Watch(timeout)
 
-    def _mix(self, sent, rounded, phase):
+    def _mix(self, sent: Tensor, rounded: Tensor, phase: Tensor) -> Tensor:
         partners, weights = (
             table[:, :, self.node] for table in (self.topology.partners(), self.topology.partner_weights())
         )
@@ -133,7 +137,9 @@ class Pairwise(Exchange):
             partner = _at(partners[:, matching].astype("int32"), phase)
             weight = tf.cast(_at(weights[:, matching], phase), rounded.dtype)
 
-            def exchanged(partner=partner, weight=weight, total=total, matching=matching):
+            def exchanged(
+                partner: Tensor = partner, weight: Tensor = weight, total: Tensor = total, matching: int = matching
+            ) -> Tensor:
                 with tf.control_dependencies([total]):
                     found = self._differences(sent, rounded, partner, first_key, f"{OPERATION}{matching}")
                 return total + weight * found
@@ -146,7 +152,7 @@ class Pairwise(Exchange):
         with tf.control_dependencies([self._watch.end(total)]):
             return tf.identity(total)
 
-    def _differences(self, sent, rounded, partner, key, name):
+    def _differences(self, sent: Tensor, rounded: Tensor, partner: Tensor, key: int, name: str) -> Tensor:
         """The node's message without its partner's, bucket by bucket: what is in small pieces stays in the cache."""
         buckets = []
         for number, start in enumerate(range(0, int(sent.shape[0]), self._entries)):
@@ -155,7 +161,7 @@ class Pairwise(Exchange):
             buckets.append(rounded[part] - tf.cast(received, rounded.dtype))
         return buckets[0] if len(buckets) == 1 else tf.concat(buckets, 0)
 
-    def _exchange(self, part, partner, key, name):
+    def _exchange(self, part: Tensor, partner: Tensor, key: int, name: str) -> Tensor:
         """The partner's bucket. Each direction of an edge has a key of its own."""
         low, high = tf.minimum(partner, self.node), tf.maximum(partner, self.node)
         is_low = tf.cast(tf.equal(low, self.node), tf.int32)
@@ -178,11 +184,12 @@ class Watch:
     """
 
     def __init__(self, timeout: float):
-        self._timeout, self._thread = timeout, None
+        self._timeout = timeout
+        self._thread: threading.Thread | None = None
         with tf.device("CPU:0"):
             self._begun = tf.Variable(0.0, trainable=False, dtype=tf.float64)  # when, 0 while nothing is on its way
 
-    def begin(self, after):
+    def begin(self, after: Tensor) -> Any:
         """An operation that starts the time once the tensor `after` is there."""
         if self._thread is None:
             self._thread = threading.Thread(target=_end_late, args=(weakref.ref(self),), daemon=True)
@@ -190,7 +197,7 @@ class Watch:
         with tf.control_dependencies([after]):
             return self._begun.assign(tf.timestamp(), read_value=False)
 
-    def end(self, after):
+    def end(self, after: Tensor) -> Any:
         """An operation that stops the time once the tensor `after` is there."""
         with tf.control_dependencies([after]):
             return self._begun.assign(0.0, read_value=False)
@@ -205,7 +212,7 @@ class Watch:
         return min(1.0, self._timeout / 10)
 
 
-def _end_late(reference) -> None:
+def _end_late(reference: Callable) -> None:
     while (watch := reference()) is not None:
         if watch.is_late():
             text = f"{TIMED_OUT}: no answer from a neighbour for {watch._timeout:g} s"
@@ -231,14 +238,14 @@ class GroupedSums(Exchange):
         if message_dtype != "float32":
             raise ValueError(f"On TPUs `message_dtype` must be 'float32'. Received: message_dtype={message_dtype!r}")
 
-    def _mix(self, sent, rounded, phase):
+    def _mix(self, sent: Tensor, rounded: Tensor, phase: Tensor) -> Tensor:
         node = tf.distribute.get_replica_context().replica_id_in_sync_group
         return self.of_node(node, sent, phase)
 
-    def of_node(self, node, message, phase):
+    def of_node(self, node: int | Tensor, message: Tensor, phase: Tensor) -> Tensor:
         """Disagreement of the node that runs this, whose index may be a tensor."""
 
-        def mixed(phase):
+        def mixed(phase: Any) -> Tensor:
             total = tf.zeros_like(message)
             table = self.topology.partner_weights()[phase]
             for matching, weights in zip(self.topology.rounds(phase), table, strict=True):
@@ -251,7 +258,7 @@ class GroupedSums(Exchange):
         return self._in_phase(mixed, phase)
 
 
-def exchange_for(strategy, topology: Topology, message_dtype: str, timeout: float, bucket: int) -> Exchange:
+def exchange_for(strategy: Strategy, topology: Topology, message_dtype: str, timeout: float, bucket: int) -> Exchange:
     """The exchange between the replicas of a strategy."""
     if is_tpu(strategy):
         return GroupedSums(topology, message_dtype)
@@ -260,17 +267,17 @@ def exchange_for(strategy, topology: Topology, message_dtype: str, timeout: floa
     return InProcess(topology, message_dtype)
 
 
-def _at(values, phase):
+def _at(values: np.ndarray, phase: Tensor) -> Tensor:
     """Entry of a constant table."""
     return tf.constant(values[0]) if len(values) == 1 else tf.gather(tf.constant(values), phase)
 
 
-def _in_twos(nodes) -> list[tuple[int, int]]:
+def _in_twos(nodes: Iterable[int]) -> list[tuple[int, int]]:
     ordered = sorted(nodes)
     return list(zip(ordered[::2], ordered[1::2], strict=True))
 
 
-def _sum_in_groups(value, groups):
+def _sum_in_groups(value: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """Sum over the cores of each group, as XLA's own operation: it lowers without a TPU, unlike `cross_replica_sum`."""
     operations = importlib.import_module("tensorflow.compiler.tf2xla.ops.gen_xla_ops")
     return operations.xla_all_reduce(input=value, group_assignment=groups, reduce_op="Add", mode="CrossReplica")

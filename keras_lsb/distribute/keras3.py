@@ -12,8 +12,11 @@ fault is looked for in Keras' source first: nothing is replaced where it is gone
 import functools
 import inspect
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Mixin, Model, Strategy, Structure, Tensor, Variable
 from keras_lsb.distribute.reduction import densify, in_replica_of_several, worker_count
 
 _BUILD = "_maybe_symbolic_build"
@@ -24,7 +27,7 @@ class MultiWorkerFitError(RuntimeError):
     """Stock Keras 3 cannot `fit` on several workers, and `enable_multi_worker_fit` has not been called."""
 
 
-def has_fault(function, text: str) -> bool:
+def has_fault(function: Callable | None, text: str) -> bool:
     """Whether the source of a function of Keras still holds the text by which its fault is known."""
     return function is not None and text in inspect.getsource(function)
 
@@ -37,21 +40,21 @@ def replicated(stock: type) -> type:
     return type("ReplicatedOptimizer", (*([_ActsOnTheSum] if faulty else []), _ClipsDense, stock), {})
 
 
-class _ClipsDense:
+class _ClipsDense(Mixin):
     """Clips the dense gradient: the norm of a sparse one would count its duplicate rows apart."""
 
-    def _clip_gradients(self, grads):
+    def _clip_gradients(self, grads: list) -> list:
         return super()._clip_gradients(densify(grads))
 
 
-class _ActsOnTheSum:
+class _ActsOnTheSum(Mixin):
     """On several replicas sums first, then accumulates, clips and updates; conditions hold one device's part only.
 
     Gradients are summed in every step, also where they are only accumulated. There is no pass for weight decay: the
     package's rules decay by themselves.
     """
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
+    def _backend_apply_gradients(self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable]) -> None:
         if not in_replica_of_several():
             super()._backend_apply_gradients(grads, trainable_variables)
             return
@@ -69,7 +72,9 @@ class _ActsOnTheSum:
                 due = (self.iterations + 1) % self.ema_overwrite_frequency == 0
                 self._on_all_replicas(_overwrite, *self._averaged(), due)
 
-    def _update_at_last(self, gradients, trainable_variables, variables):
+    def _update_at_last(
+        self, gradients: Sequence[Tensor], trainable_variables: Sequence[Variable], variables: Sequence[Variable]
+    ) -> None:
         """Updates with the mean of the gradients since the last update if this is the last one of them."""
         accumulators = [
             _keras.native(self._accumulated_gradients[self._get_variable_index(variable)])
@@ -82,15 +87,31 @@ class _ActsOnTheSum:
             self._update_or_accumulate, variables, mean, totals, accumulators, last, self.learning_rate
         )
 
-    def _update_or_accumulate(self, strategy, variables, gradients, totals, accumulators, last, learning_rate):
+    def _update_or_accumulate(
+        self,
+        strategy: Strategy,
+        variables: Sequence[Variable],
+        gradients: Sequence[Tensor],
+        totals: Sequence[Tensor],
+        accumulators: Sequence[Variable],
+        last: Tensor,
+        learning_rate: Tensor,
+    ) -> None:
         tf = _keras.tensorflow
 
-        def on_device(variable, gradient, total, accumulator, last, learning_rate):
-            def update():
+        def on_device(
+            variable: Variable,
+            gradient: Tensor,
+            total: Tensor,
+            accumulator: Tensor,
+            last: Tensor,
+            learning_rate: Tensor,
+        ) -> None:
+            def update() -> None:
                 self.update_step(gradient, variable, learning_rate)
                 accumulator.assign(tf.zeros_like(total))
 
-            def accumulate():
+            def accumulate() -> None:
                 accumulator.assign(total)
 
             tf.cond(last, update, accumulate)
@@ -98,22 +119,22 @@ class _ActsOnTheSum:
         for variable, *values in zip(variables, gradients, totals, accumulators, strict=True):
             strategy.extended.update(variable, on_device, args=(*values, last, learning_rate), group=False)
 
-    def _averaged(self):
+    def _averaged(self) -> tuple[list, list]:
         """Variables that have a moving average, and these averages."""
         pairs = zip(self._trainable_variables, self._model_variables_moving_average, strict=True)
         pairs = [tuple(map(_keras.native, pair)) for pair in pairs if pair[1] is not None]
         return [variable for variable, _ in pairs], [average for _, average in pairs]
 
     @staticmethod
-    def _on_all_replicas(function, *arguments):
+    def _on_all_replicas(function: Callable, *arguments: Any) -> None:
         """Calls `function(strategy, *arguments)` once, for all replicas together."""
         tf = _keras.tensorflow
         tf.__internal__.distribute.interim.maybe_merge_call(function, tf.distribute.get_strategy(), *arguments)
 
 
-def _overwrite(strategy, variables, averages, due):
-    def on_device(variable, average, due):
-        def overwrite():
+def _overwrite(strategy: Strategy, variables: Sequence[Variable], averages: Sequence[Variable], due: Tensor) -> None:
+    def on_device(variable: Variable, average: Tensor, due: Tensor) -> None:
+        def overwrite() -> None:
             variable.assign(average)
 
         _keras.tensorflow.cond(due, overwrite, lambda: None)
@@ -122,7 +143,7 @@ def _overwrite(strategy, variables, averages, due):
         strategy.extended.update(variable, on_device, args=(average, due), group=False)
 
 
-ReplicatedOptimizer = replicated(_keras.Optimizer)
+ReplicatedOptimizer: Any = replicated(_keras.Optimizer)
 
 
 def enable_multi_worker_fit() -> bool:
@@ -139,7 +160,7 @@ def enable_multi_worker_fit() -> bool:
         setattr(trainer, _BUILD, _build_from_local_batch)
         replaced = True
     module = sys.modules[trainer.__module__]
-    reduce = getattr(module, _REDUCE, None)
+    reduce: Any = getattr(module, _REDUCE, None)
     if has_fault(reduce, 'reduce("MEAN", v, axis=0)'):
         setattr(module, _REDUCE, _reducer(module, reduce))
         replaced = True
@@ -158,7 +179,7 @@ def name_the_remedy() -> bool:
     stock = _stock(trainer)
 
     @functools.wraps(stock)
-    def build(model, *arguments, **keywords):
+    def build(model: Model, *arguments: Any, **keywords: Any) -> Any:
         if worker_count(model._distribute_strategy) > 1:
             raise MultiWorkerFitError(
                 "Keras 3 cannot fit or evaluate a model on several workers. Call "
@@ -170,19 +191,19 @@ def name_the_remedy() -> bool:
     return True
 
 
-def _trainer():
+def _trainer() -> type | None:
     """The class of Keras 3 that holds `fit` with TensorFlow, None elsewhere."""
     if _keras.LEGACY or _keras.tensorflow is None:
         return None
     return next((cls for cls in _keras.Model.__mro__ if _BUILD in vars(cls)), None)
 
 
-def _stock(trainer):
+def _stock(trainer: type) -> Callable:
     """Keras' own way to build a model, also where `name_the_remedy` stands before it."""
     return inspect.unwrap(vars(trainer)[_BUILD])
 
 
-def _build_from_local_batch(model, iterator=None, data_batch=None):
+def _build_from_local_batch(model: Model, iterator: Iterator | None = None, data_batch: Structure = None) -> None:
     """Builds the model from the batch of the first local replica."""
     strategy = model._distribute_strategy
     if strategy is None:
@@ -194,10 +215,10 @@ def _build_from_local_batch(model, iterator=None, data_batch=None):
         model._symbolic_build(data_batch=data_batch)
 
 
-def _reducer(module, stock):
+def _reducer(module: Any, stock: Callable) -> Callable:
     """`reduce_per_replica` with scalars reduced as such on several workers."""
 
-    def reduce_per_replica(values, strategy, reduction):
+    def reduce_per_replica(values: Any, strategy: Strategy, reduction: str) -> Structure:
         if reduction == "auto" and module._collective_all_reduce_multi_worker(strategy):
             return _keras.tensorflow.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
         return stock(values, strategy, reduction)

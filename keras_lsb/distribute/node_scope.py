@@ -4,15 +4,19 @@ import contextlib
 import functools
 import re
 import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from keras_lsb import _keras
 from keras_lsb._checks import choice, positive, whole
+from keras_lsb._types import Model, Optimizer, Strategy
 from keras_lsb.distribute.agreement import require_agreement
-from keras_lsb.distribute.exchange import NOT_FINITE, OPERATION, exchange_for
+from keras_lsb.distribute.exchange import NOT_FINITE, OPERATION, Exchange, Pairwise, exchange_for
 from keras_lsb.distribute.reduction import replica_count, strategy_of, worker_count
+from keras_lsb.topology import Topology
 
 MESSAGE_DTYPES = ("float32", "bfloat16")
-_exchanges = weakref.WeakKeyDictionary()  # strategy -> exchange
+_exchanges: weakref.WeakKeyDictionary[Strategy, Exchange] = weakref.WeakKeyDictionary()  # strategy -> exchange
 
 
 class NeighbourLostError(RuntimeError):
@@ -20,7 +24,14 @@ class NeighbourLostError(RuntimeError):
 
 
 @contextlib.contextmanager
-def decentralized(strategy, topology, *, message_dtype="float32", timeout: float = 120.0, bucket: int = 2**22):
+def decentralized(
+    strategy: Strategy,
+    topology: Topology,
+    *,
+    message_dtype: str = "float32",
+    timeout: float = 120.0,
+    bucket: int = 2**22,
+) -> Iterator[None]:
     """The scope of a strategy whose replicas are the nodes of a topology; use it in place of `strategy.scope()`.
 
         with distribute.decentralized(tf.distribute.MirroredStrategy(), topology.ring(4)):
@@ -62,19 +73,19 @@ def decentralized(strategy, topology, *, message_dtype="float32", timeout: float
             "`strategy` must have one replica per worker if it has several workers: start one worker per device. "
             f"Received: {replicas} replicas on {workers} workers"
         )
-    options = {"message_dtype": message_dtype, "timeout": timeout, "bucket": bucket}
+    options: dict[str, Any] = {"message_dtype": message_dtype, "timeout": timeout, "bucket": bucket}
     require_agreement(strategy, {"topology": topology.get_config(), **options})
     _exchanges[strategy] = exchange_for(strategy, topology, **options)
     with strategy.scope():
         yield
 
 
-def exchange_of(strategy):
+def exchange_of(strategy: Strategy) -> Exchange | None:
     """The exchange between the replicas of a strategy, None if they are no nodes."""
     return None if strategy is None else _exchanges.get(strategy)
 
 
-def current_exchange(optimizer):
+def current_exchange(optimizer: Optimizer) -> Exchange | None:
     """The exchange that the optimizer's replicas take part in, None for a single replica.
 
     Raises:
@@ -99,9 +110,9 @@ def report_failed_exchanges() -> None:
         setattr(_keras.Model, name, _reporting(getattr(_keras.Model, name)))
 
 
-def _reporting(method):
+def _reporting(method: Callable) -> Callable:
     @functools.wraps(method)
-    def reporting(model, *arguments, **keywords):
+    def reporting(model: Model, *arguments: Any, **keywords: Any) -> Any:
         try:
             return method(model, *arguments, **keywords)
         except _keras.tensorflow.errors.OpError as error:
@@ -113,7 +124,7 @@ def _reporting(method):
     return reporting
 
 
-def _report(model, error) -> Exception | None:
+def _report(model: Model, error: Any) -> Exception | None:
     """What an error of TensorFlow means for nodes, None if nothing."""
     strategy = strategy_of(model)
     exchange = exchange_of(strategy)
@@ -127,18 +138,18 @@ def _report(model, error) -> Exception | None:
             "training has stopped before they were sent. The weights of this step are lost, backups are not. Use a "
             "smaller learning rate, a longer warm-up, or clipping."
         )
-    if worker_count(strategy) > 1 and _is_of_a_collective(error):
+    if isinstance(exchange, Pairwise) and _is_of_a_collective(error):
         return NeighbourLostError(_lost(exchange, _keras.updates_done(model.optimizer), error.message))
     return None
 
 
-def _is_of_a_collective(error) -> bool:
+def _is_of_a_collective(error: Any) -> bool:
     errors = _keras.tensorflow.errors
     lost = (errors.DeadlineExceededError, errors.UnavailableError, errors.AbortedError, errors.CancelledError)
     return isinstance(error, lost) or (isinstance(error, errors.InternalError) and "ollective" in error.message)
 
 
-def _lost(exchange, step: int, text: str) -> str:
+def _lost(exchange: Pairwise, step: int, text: str) -> str:
     partners = exchange.topology.partners()[step % exchange.topology.period, :, exchange.node]
     matching = re.search(rf"{OPERATION}(\d+)", text)
     if matching:

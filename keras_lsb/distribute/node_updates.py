@@ -2,15 +2,20 @@
 
 import abc
 import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Mixin, Tensor, Variable
+from keras_lsb.distribute.exchange import Exchange
 from keras_lsb.distribute.node_scope import current_exchange
 from keras_lsb.distribute.reduction import densify, in_replica_of_several, local_copy, replica_count
+from keras_lsb.topology import Topology
 
 tf = _keras.tensorflow
 
 
-class UpdatesNodes(abc.ABC):
+class UpdatesNodes(abc.ABC, Mixin):
     """Mixin for optimizers: on several replicas gradients are not summed, and each replica updates its own weights.
 
     A subclass defines `require_topology`, `prepared`, `message` and `finish`. A single replica updates as any other
@@ -18,24 +23,25 @@ class UpdatesNodes(abc.ABC):
     """
 
     @abc.abstractmethod
-    def require_topology(self, topology) -> None:
+    def require_topology(self, topology: Topology) -> None:
         """Raises a ValueError if this optimizer cannot train on a topology."""
 
     @abc.abstractmethod
-    def prepared(self, gradient, variable) -> tuple:
+    def prepared(self, gradient: Tensor, variable: Variable) -> tuple:
         """(weight, gradient with weight decay, slot variables) of a node's copy of a variable, in one float type."""
 
     @abc.abstractmethod
-    def message(self, weight, gradient, *slots, learning_rate):
+    def message(self, weight: Tensor, gradient: Tensor, *slots: Tensor, learning_rate: Tensor) -> Tensor:
         """What the node sends."""
 
     @abc.abstractmethod
-    def finish(self, gradient, *slots, disagreement, learning_rate):
+    def finish(self, gradient: Tensor, *slots: Tensor, disagreement: Tensor, learning_rate: Tensor) -> tuple:
         """(what to subtract from the weight, *new slots)."""
 
-    def build(self, variables):
+    def build(self, variables: Sequence[Variable]) -> None:
         super().build(variables)
-        self._node_weights = functools.partial(list, variables)  # a list would be tracked as the optimizer's own
+        # A list would be tracked as the optimizer's own.
+        self._node_weights: Callable[[], list] = functools.partial(list, variables)
         exchange = current_exchange(self)
         if exchange is not None:
             self._require_exchange(exchange)
@@ -45,7 +51,7 @@ class UpdatesNodes(abc.ABC):
         slots = getattr(self, "_slots", {})
         return [*getattr(self, "_node_weights", list)(), *(slot for name in slots for slot in slots[name])]
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
+    def _backend_apply_gradients(self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable]) -> None:
         """Keras 3: all of an update but the count of steps."""
         exchange = self._exchange_of_step()
         if exchange is None:
@@ -53,14 +59,14 @@ class UpdatesNodes(abc.ABC):
         else:
             self._update_node(exchange, self._clip_gradients(own_gradients(grads)), trainable_variables)
 
-    def aggregate_gradients(self, grads_and_vars):
+    def aggregate_gradients(self, grads_and_vars: Iterable[tuple[Tensor, Variable]]) -> list[tuple[Tensor, Variable]]:
         """tf_keras: what the gradients of the replicas become before they are clipped."""
         if self._exchange_of_step() is None:
             return super().aggregate_gradients(grads_and_vars)
         gradients, variables = zip(*grads_and_vars, strict=True)
         return list(zip(own_gradients(gradients), variables, strict=True))
 
-    def _internal_apply_gradients(self, grads_and_vars):
+    def _internal_apply_gradients(self, grads_and_vars: Iterable[tuple[Tensor, Variable]]) -> Any:
         """tf_keras: the update of clipped gradients and of the count of steps."""
         exchange = self._exchange_of_step()
         if exchange is None:
@@ -68,7 +74,7 @@ class UpdatesNodes(abc.ABC):
         self._update_node(exchange, *zip(*grads_and_vars, strict=True))
         return self.iterations.assign_add(1)
 
-    def _exchange_of_step(self):
+    def _exchange_of_step(self) -> Exchange | None:
         exchange = current_exchange(self)
         if exchange is not None and not in_replica_of_several():
             raise ValueError(
@@ -77,7 +83,7 @@ class UpdatesNodes(abc.ABC):
             )
         return exchange
 
-    def _require_exchange(self, exchange) -> None:
+    def _require_exchange(self, exchange: Exchange) -> None:
         for name in ("use_ema", "gradient_accumulation_steps"):
             if getattr(self, name, None):
                 raise ValueError(
@@ -85,7 +91,7 @@ class UpdatesNodes(abc.ABC):
                 )
         self.require_topology(exchange.topology)
 
-    def _update_node(self, exchange, gradients, variables) -> None:
+    def _update_node(self, exchange: Exchange, gradients: Sequence[Tensor], variables: Sequence[Variable]) -> None:
         """Makes the node's message, exchanges it, and updates the node's weights and slots in place."""
         self._require_exchange(exchange)
         prepared = [self.prepared(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
@@ -102,7 +108,7 @@ class UpdatesNodes(abc.ABC):
             step, *values = self.finish(gradient, *slots, disagreement=disagreement, learning_rate=rate)
             self._assign_to_node(variable, step, values)
 
-    def _disagreements(self, exchange, messages) -> list:
+    def _disagreements(self, exchange: Exchange, messages: Sequence[Tensor]) -> list:
         """What `Exchange.disagreement` says of each variable; all travel as one vector."""
         dtype = max((message.dtype for message in messages), key=lambda dtype: dtype.size)
         flat = tf.concat([tf.reshape(tf.cast(message, dtype), [-1]) for message in messages], 0)
@@ -114,7 +120,7 @@ class UpdatesNodes(abc.ABC):
             for part, message in zip(parts, messages, strict=True)
         ]
 
-    def _assign_to_node(self, variable, step, values) -> None:
+    def _assign_to_node(self, variable: Variable, step: Tensor, values: Any) -> None:
         index = self.index_of(variable)
         for name, value in zip(self.slot_names, values, strict=True):
             slot = local_copy(self._slots[name][index])
@@ -126,6 +132,6 @@ class UpdatesNodes(abc.ABC):
             weight.assign(tf.cast(tf.cast(weight, step.dtype) - step, weight.dtype))
 
 
-def own_gradients(gradients) -> list:
+def own_gradients(gradients: Iterable[Tensor]) -> list:
     """Gradients of the mean loss of each node's own examples: Keras divides losses by the number of replicas."""
     return [None if gradient is None else gradient * replica_count() for gradient in densify(gradients)]

@@ -2,17 +2,20 @@
 
 import contextlib
 import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Model, Tensor, Variable
 from keras_lsb.distribute.node_scope import exchange_of
 from keras_lsb.distribute.reduction import in_replica_of_several, local_copy, strategy_of, worker_index
 
-_nodes = weakref.WeakKeyDictionary()  # model -> its `_Nodes`
-_at_consensus = weakref.WeakSet()  # models inside of `consensus`
+_nodes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> its `_Nodes`
+_at_consensus: weakref.WeakSet = weakref.WeakSet()  # models inside of `consensus`
 
 
 @contextlib.contextmanager
-def consensus(model):
+def consensus(model: Model) -> Iterator[None]:
     """Within it, every node of a model has the average of all nodes; afterwards each has its own values again.
 
         with distribute.consensus(model):
@@ -39,7 +42,7 @@ def consensus(model):
         nodes.put_back(own)
 
 
-def has_nodes(model) -> bool:
+def has_nodes(model: Model) -> bool:
     """Whether the caller, who is none of them, has a model whose replicas are nodes with weights of their own."""
     if _keras.tensorflow is None or not hasattr(model, "distribute_strategy"):
         return False
@@ -49,7 +52,7 @@ def has_nodes(model) -> bool:
     return _keras.tensorflow.executing_eagerly() and not in_replica_of_several()
 
 
-def consensus_distance(model) -> float:
+def consensus_distance(model: Model) -> float:
     """How far the nodes are from their average: sum_i ||x_i - xbar||^2 / (n ||xbar||^2) over the trainable weights.
 
     With several workers all of them have to ask. `keras_lsb.topology.consensus_distance` is the same for arrays.
@@ -58,18 +61,20 @@ def consensus_distance(model) -> float:
     return spread / size if size else (float("inf") if spread else 0.0)
 
 
-def bytes_per_step(model) -> float:
+def bytes_per_step(model: Model) -> float:
     """Bytes that a node of the model sends in a step, the mean over nodes and steps."""
     parameters = sum(int(variable.shape.num_elements()) for variable in map(_keras.native, model.trainable_variables))
-    return exchange_of(strategy_of(model)).bytes_per_step(parameters)
+    exchange: Any = exchange_of(strategy_of(model))
+    return exchange.bytes_per_step(parameters)
 
 
-def node_count(model) -> int:
+def node_count(model: Model) -> int:
     """Number of nodes with weights of their own, 0 where replicas are none."""
-    return exchange_of(strategy_of(model)).topology.nodes if has_nodes(model) else 0
+    exchange: Any = exchange_of(strategy_of(model))
+    return exchange.topology.nodes if has_nodes(model) else 0
 
 
-def local_nodes(model) -> list[int]:
+def local_nodes(model: Model) -> list[int]:
     """Indices of the nodes that live in this process; none where replicas are no nodes."""
     if not has_nodes(model):
         return []
@@ -78,7 +83,7 @@ def local_nodes(model) -> list[int]:
     return [worker_index(strategy) * local + place for place in range(local)]
 
 
-def read_nodes(model) -> dict[int, list]:
+def read_nodes(model: Model) -> dict[int, list]:
     """Values of the nodes that live in this process, by index of the node: arrays, float32 or float64."""
     columns = [variable.values for variable in node_variables(model)]
     return {
@@ -87,7 +92,7 @@ def read_nodes(model) -> dict[int, list]:
     }
 
 
-def write_nodes(model, values: dict[int, list]) -> None:
+def write_nodes(model: Model, values: dict[int, list]) -> None:
     """Gives the nodes that live in this process the values that `read_nodes` has returned."""
     columns = [variable.values for variable in node_variables(model)] if values else []
     for place, node in enumerate(local_nodes(model)):
@@ -95,16 +100,16 @@ def write_nodes(model, values: dict[int, list]) -> None:
             column[place].assign(_keras.tensorflow.cast(value, column[place].dtype))
 
 
-def node_variables(model) -> list:
+def node_variables(model: Model) -> list:
     """TensorFlow variables of which each node of a model has values of its own."""
-    own = getattr(_keras.innermost(model.optimizer), "node_variables", list)() if model.optimizer else []
+    own: list = getattr(_keras.innermost(model.optimizer), "node_variables", list)() if model.optimizer else []
     return [_keras.native(variable) for variable in [*own, *_keras.batch_statistics(model)]]
 
 
 class _Nodes:
     """Compiled functions over the nodes of a model."""
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         self.variables = node_variables(model)
         self._weights = [_keras.native(variable) for variable in model.trainable_variables]
         self._strategy = strategy_of(model)
@@ -114,23 +119,24 @@ class _Nodes:
 
     def distance(self) -> tuple[float, float]:
         """Mean over the nodes of the squared distance from their average, and the average's squared norm."""
-        return tuple(float(self._strategy.reduce("MEAN", part, axis=None)) for part in self._parts())
+        spread, size = (float(self._strategy.reduce("MEAN", part, axis=None)) for part in self._parts())
+        return spread, size
 
-    def _compiled(self, function):
+    def _compiled(self, function: Callable) -> Callable:
         tf, strategy = _keras.tensorflow, self._strategy
         return tf.function(lambda *arguments: strategy.run(function, args=arguments), autograph=False)
 
-    def _average_on_node(self):
+    def _average_on_node(self) -> list[Tensor]:
         own = _values(self.variables)
         if own:
             self._put_on_node(_means(own))
         return own
 
-    def _put_on_node(self, values):
+    def _put_on_node(self, values: Sequence[Tensor]) -> None:
         for variable, value in zip(self.variables, values, strict=True):
             local_copy(variable).assign(value)
 
-    def _distance_on_node(self):
+    def _distance_on_node(self) -> tuple[Tensor, Tensor]:
         tf = _keras.tensorflow
         own = _values(self._weights)
         pairs = [(tf.cast(x, tf.float32), tf.cast(mean, tf.float32)) for x, mean in zip(own, _means(own), strict=True)]
@@ -138,14 +144,14 @@ class _Nodes:
         return spread, tf.add_n([tf.reduce_sum(tf.square(mean)) for _, mean in pairs])
 
 
-def _nodes_of(model) -> _Nodes:
+def _nodes_of(model: Model) -> _Nodes:
     known = _nodes.get(model)
     if known is None or [*map(id, known.variables)] != [*map(id, node_variables(model))]:
         known = _nodes[model] = _Nodes(model)
     return known
 
 
-def _values(variables) -> list:
+def _values(variables: Sequence[Variable]) -> list:
     """Values of the node's own copies, on its device, without which TensorFlow does not reduce."""
     return [_keras.tensorflow.identity(local_copy(variable)) for variable in variables]
 
@@ -155,6 +161,6 @@ def _means(values: list) -> list:
     return distribute.get_replica_context().all_reduce(distribute.ReduceOp.MEAN, values)
 
 
-def _storage(variable) -> str:
+def _storage(variable: Variable) -> str:
     """A type for files, which know no bfloat16."""
     return "float64" if variable.dtype.name == "float64" else "float32"

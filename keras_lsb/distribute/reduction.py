@@ -1,12 +1,14 @@
 """Replicas: how many there are, sums over them, and what `fit` reports of them."""
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 from keras_lsb import _keras
 from keras_lsb._keras import ops
+from keras_lsb._types import Model, Optimizer, Strategy, Tensor, Variable
 
 
-def densify(gradients):
+def densify(gradients: Iterable[Tensor]) -> list[Tensor]:
     """Turns sparse gradients into dense ones, duplicates summed; None stays None."""
     return [
         ops.segment_sum(gradient.values, gradient.indices, num_segments=gradient.dense_shape[0])
@@ -16,7 +18,7 @@ def densify(gradients):
     ]
 
 
-def is_replicated(variable) -> bool:
+def is_replicated(variable: Variable) -> bool:
     """Whether the variable is one replica's copy of a distributed variable."""
     return hasattr(variable, "_distributed_container")
 
@@ -31,13 +33,13 @@ def in_replica_of_several() -> bool:
     return replica_count() > 1 and not _keras.tensorflow.distribute.in_cross_replica_context()
 
 
-def replica_index():
+def replica_index() -> int | Tensor:
     """Number of the calling replica among those that train in step, a tensor; 0 outside of them."""
     context = _keras.tensorflow.distribute.get_replica_context()
     return 0 if context is None else context.replica_id_in_sync_group
 
 
-def replicas_of(model) -> int:
+def replicas_of(model: Model) -> int:
     """Number of replicas that a model was created for."""
     return getattr(strategy_of(model), "num_replicas_in_sync", 1)
 
@@ -50,37 +52,37 @@ def sum_over_replicas(tensors: list) -> list:
     return distribute.get_replica_context().all_reduce(distribute.ReduceOp.SUM, tensors)
 
 
-def local_variable(shape, dtype):
+def local_variable(shape: Sequence[int], dtype: str) -> Variable:
     """A TensorFlow variable of zeros of which each replica has its own; no model tracks it."""
     tf = _keras.tensorflow
     zeros, kinds = tf.zeros(shape, dtype), (tf.VariableSynchronization.ON_READ, tf.VariableAggregation.SUM)
     return tf.Variable(zeros, trainable=False, synchronization=kinds[0], aggregation=kinds[1])
 
 
-def strategy_of(model):
+def strategy_of(model: Model) -> Strategy:
     """The strategy that a model was created for, None on a backend without strategies."""
     return None if _keras.tensorflow is None else model.distribute_strategy
 
 
-def is_tpu(strategy) -> bool:
+def is_tpu(strategy: Strategy) -> bool:
     """Whether a strategy trains on the cores of TPUs."""
     return isinstance(strategy, _keras.tensorflow.distribute.TPUStrategy)
 
 
-def local_copy(variable):
+def local_copy(variable: Variable) -> Variable:
     """This replica's own copy of a variable, which it may read and change for itself."""
     variable = _keras.native(variable)
     return variable._get_on_device_or_primary() if hasattr(type(variable), "_get_on_device_or_primary") else variable
 
 
-def is_multi_worker(model) -> bool:
+def is_multi_worker(model: Model) -> bool:
     """Whether a model is trained under a strategy for several processes, which read and save in step."""
     if _keras.tensorflow is None:
         return False
     return isinstance(model.distribute_strategy, _keras.tensorflow.distribute.MultiWorkerMirroredStrategy)
 
 
-def worker_count(strategy) -> int:
+def worker_count(strategy: Strategy) -> int:
     """Processes that train in step under a strategy, 1 for None."""
     resolver = getattr(strategy, "cluster_resolver", None)
     if resolver is None or not isinstance(strategy, _keras.tensorflow.distribute.MultiWorkerMirroredStrategy):
@@ -89,7 +91,7 @@ def worker_count(strategy) -> int:
     return max(1, sum(len(jobs.get(job, ())) for job in ("chief", "worker")))
 
 
-def worker_index(strategy) -> int:
+def worker_index(strategy: Strategy) -> int:
     """Number of this process among those that train in step, 0 for the one that keeps what is saved."""
     if worker_count(strategy) == 1:
         return 0
@@ -118,7 +120,7 @@ def logs_for_fit(results: dict, shared: dict) -> dict:
     return {**results, **shared}
 
 
-def apply_summed(optimizer, gradients: list, variables: list) -> None:
+def apply_summed(optimizer: Optimizer, gradients: Sequence[Tensor], variables: Sequence[Variable]) -> None:
     """Applies gradients that are already summed over the replicas: clipping then sees the sum, with every optimizer.
 
     Raises:
@@ -138,11 +140,11 @@ def apply_summed(optimizer, gradients: list, variables: list) -> None:
 
 
 _SUM = "_all_reduce_sum_gradients"  # the method of Keras 3 on TensorFlow that sums
-_depths = {}  # replicas trace in turns, so that several of them can be inside `_without_sum` at a time
+_depths: dict = {}  # replicas trace in turns, so that several of them can be inside `_without_sum` at a time
 
 
 @contextlib.contextmanager
-def _without_sum(optimizer):
+def _without_sum(optimizer: Optimizer) -> Iterator[None]:
     """Within it, the optimizer takes gradients as they are."""
     optimizer = _keras.innermost(optimizer)
     if not hasattr(optimizer, _SUM):

@@ -13,9 +13,10 @@ proofs are in docs/fixed_point.md. Problem: Lin et al., 2020, arXiv 2008.13128; 
 """
 
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._checks import choice, whole
 from keras_lsb.fixedpoint.thresholds import Rationals, reaches, thresholds
@@ -43,7 +44,7 @@ class FixedPoint(NamedTuple):
     input_range: tuple[int, int]
     output_range: tuple
 
-    def __call__(self, x) -> np.ndarray:
+    def __call__(self, x: ArrayLike) -> np.ndarray:
         """The outputs for integers x, whose last axis are the channels; exact where x is in the input range."""
         x = np.asarray(x)
         wide = self.largest_sum() >= 2**63
@@ -66,8 +67,8 @@ class FixedPoint(NamedTuple):
 
 
 def solve(
-    scale,
-    offset,
+    scale: ArrayLike,
+    offset: ArrayLike,
     input_range: tuple[int, int],
     output_range: tuple,
     *,
@@ -116,7 +117,16 @@ def solve(
 class _Staircase:
     """The conditions on A, B and n of some channels, mirrored where the scale is negative so that they rise."""
 
-    def __init__(self, scale, offset, half, low, high, least, largest):
+    def __init__(
+        self,
+        scale: Rationals,
+        offset: Rationals,
+        half: float,
+        low: int,
+        high: int,
+        least: np.ndarray,
+        largest: np.ndarray,
+    ):
         self.negative = scale.values < 0
         self.scale, self.offset, self.half = abs(scale), offset, half
         # A mirrored channel is a function of -x.
@@ -125,10 +135,10 @@ class _Staircase:
         self.constant = self.first == last
         self._set_conditions(np.maximum(least + 1, self.first), np.minimum(largest, last + 1))
 
-    def _outputs(self, x, least, largest) -> np.ndarray:
+    def _outputs(self, x: np.ndarray, least: np.ndarray, largest: np.ndarray) -> np.ndarray:
         """The target at one x per channel: the number of levels that are reached there."""
 
-        def reached(levels):
+        def reached(levels: np.ndarray) -> np.ndarray:
             return reaches(self.scale, self.offset, x[:, None], (levels - self.half)[:, None])[:, 0]
 
         with np.errstate(over="ignore"):
@@ -139,7 +149,7 @@ class _Staircase:
             found = found + moved
         return found.astype("int64")
 
-    def _set_conditions(self, start, stop) -> None:
+    def _set_conditions(self, start: np.ndarray, stop: np.ndarray) -> None:
         """Levels, the x at which each must be reached and the x at which it must not be, and where there are any."""
         count = int(np.maximum(stop - start + 1, 1).max(initial=1))
         self.levels = start[:, None] + np.arange(count)
@@ -167,7 +177,7 @@ class _Staircase:
             low[rows[~serves]] = middle[~serves] + 1
         return low
 
-    def integers(self, shifts) -> tuple[list[int], list[int]]:
+    def integers(self, shifts: np.ndarray) -> tuple[list[int], list[int]]:
         """A and B at given shifts, each as near to the rational as the conditions allow."""
         rows = np.arange(len(self.negative))
         exact = np.ldexp(self.scale.values, shifts)
@@ -183,7 +193,7 @@ class _Staircase:
                 offsets[row] = min(max(int(wanted[row]), int(least[row])), int(largest[row]))
         return np.where(self.negative, -multipliers, multipliers).tolist(), offsets.tolist()
 
-    def _offsets(self, rows, multiplier, shifts):
+    def _offsets(self, rows: np.ndarray, multiplier: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(least, largest) B for given A and n."""
         kind = self._kind(rows, multiplier, shifts)
         levels, places = self.levels[rows].astype(kind), self.places[rows].astype(kind)
@@ -198,12 +208,22 @@ class _Staircase:
         least = np.where(self.has_lower[rows], least, -far).max(axis=1, initial=-far)
         return least, np.where(self.has_upper[rows], largest, far).min(axis=1, initial=far)
 
-    def _kind(self, rows, multiplier, shifts):
+    def _kind(self, rows: np.ndarray, multiplier: np.ndarray, shifts: np.ndarray) -> Any:
         largest = np.ldexp(self.highest[rows], shifts) + multiplier.astype(float) * self.reach[rows]
         return "int64" if (largest < _SAFE).all() else object
 
 
-def _solve_blocks(scale, offset, half, low, high, least, largest, shift, per_channel):
+def _solve_blocks(
+    scale: Rationals,
+    offset: Rationals,
+    half: float,
+    low: int,
+    high: int,
+    least: np.ndarray,
+    largest: np.ndarray,
+    shift: int | None,
+    per_channel: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Least shifts, and A and B at the shifts to use; some channels at a time, which fit the processor's cache."""
     size = max(1, _CONDITIONS // int((largest - least).max() + 1))
     blocks = [slice(start, start + size) for start in range(0, len(least), size)]
@@ -219,7 +239,7 @@ def _solve_blocks(scale, offset, half, low, high, least, largest, shift, per_cha
     return needed, shifts, _array(multipliers), _array(offsets)
 
 
-def _require_shift(shift, needed) -> None:
+def _require_shift(shift: int | None, needed: np.ndarray) -> None:
     if shift is None or shift >= needed.max():
         return
     raise ValueError(
@@ -228,7 +248,7 @@ def _require_shift(shift, needed) -> None:
     )
 
 
-def _require_width(name: str, limit, found: FixedPoint, needed) -> None:
+def _require_width(name: str, limit: int | None, found: FixedPoint, needed: np.ndarray) -> None:
     if limit is None:
         return
     limit, widths = whole(f"{name}_bits", limit), found.bits()[name]
@@ -243,7 +263,7 @@ def _require_width(name: str, limit, found: FixedPoint, needed) -> None:
     )
 
 
-def _input_range(input_range) -> tuple[int, int]:
+def _input_range(input_range: tuple[int, int]) -> tuple[int, int]:
     low, high = (_integer("input_range", bound) for bound in input_range)
     if low > high or max(abs(low), abs(high)) > 2**40:
         raise ValueError(
@@ -252,7 +272,9 @@ def _input_range(input_range) -> tuple[int, int]:
     return low, high
 
 
-def _per_channel(scale, offset, output_range):
+def _per_channel(
+    scale: ArrayLike, offset: ArrayLike, output_range: tuple
+) -> tuple[Rationals, Rationals, np.ndarray, np.ndarray]:
     """Scale, offset and ends of the output range, one per channel, checked."""
     ends = [np.asarray(bound) for bound in output_range]
     if any(end.dtype.kind not in "iu" and not (end == np.floor(end)).all() for end in ends):
@@ -266,7 +288,7 @@ def _per_channel(scale, offset, output_range):
     return _rationals(scale), _rationals(offset), least.astype("int64"), largest.astype("int64")
 
 
-def _numbers(name: str, values) -> np.ndarray:
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
     array = np.asarray(values)
     floats = array.astype("float64")
     if array.ndim > 1:
@@ -277,7 +299,7 @@ def _numbers(name: str, values) -> np.ndarray:
     return array if array.dtype == object else floats
 
 
-def _rationals(array) -> Rationals:
+def _rationals(array: np.ndarray) -> Rationals:
     if array.dtype != object:
         return Rationals(array)
     exact = np.empty(array.shape, object)
@@ -285,7 +307,7 @@ def _rationals(array) -> Rationals:
     return Rationals(exact.astype("float64"), exact)
 
 
-def _integer(name: str, value) -> int:
+def _integer(name: str, value: Any) -> int:
     if int(value) != value:
         raise ValueError(f"`{name}` must hold whole numbers. Received: {value!r}")
     return int(value)
@@ -296,6 +318,6 @@ def _array(values: list[int]) -> np.ndarray:
     return np.array(values, object if wide else "int64")
 
 
-def _widths(values) -> np.ndarray:
+def _widths(values: np.ndarray) -> np.ndarray:
     """Bits of each value as a signed number."""
     return np.array([(value if value >= 0 else ~value).bit_length() + 1 for value in map(int, values)])

@@ -1,6 +1,9 @@
 """Batch normalization at inference as an integer multiply, add and shift."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._checks import choice, non_negative, positive
 from keras_lsb.fixedpoint.affine import FixedPoint, solve
@@ -9,22 +12,22 @@ ACTIVATIONS = (None, "relu", "relu6")
 
 
 def from_batch_norm(
-    gamma,
-    beta,
-    mean,
-    variance,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    mean: ArrayLike,
+    variance: ArrayLike,
     epsilon: float = 1e-3,
     *,
     input_scale: float,
     output_scale: float,
     input_zero_point: int = 0,
     output_zero_point: int = 0,
-    kernel_scale=None,
-    bias=None,
+    kernel_scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     activation: str | None = None,
     input_range: tuple[int, int] | None = None,
     quantized_range: tuple[int, int] = (-128, 127),
-    **options,
+    **options: Any,
 ) -> FixedPoint:
     """Integers with the outputs of a quantized batch normalization, for every input.
 
@@ -76,7 +79,9 @@ def from_batch_norm(
     return solve(scale / output_scale, offset, input_range, output_range, **options)
 
 
-def float_affine(gamma, beta, mean, variance, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+def float_affine(
+    gamma: ArrayLike | None, beta: ArrayLike | None, mean: ArrayLike, variance: ArrayLike, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(scale, offset) of the affine that a batch normalization is at inference, float64, shape (channels,).
 
     Args:
@@ -103,7 +108,7 @@ def float_affine(gamma, beta, mean, variance, epsilon: float) -> tuple[np.ndarra
     return slope, beta - mean * slope
 
 
-def _activated(activation, low: int, high: int, scale: float, zero_point: int) -> tuple[int, int]:
+def _activated(activation: str | None, low: int, high: int, scale: float, zero_point: int) -> tuple[int, int]:
     if activation is not None:
         low = max(low, zero_point)
     if activation == "relu6":

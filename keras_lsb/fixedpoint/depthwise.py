@@ -11,7 +11,7 @@ output is k, and not yet at T_k - 1, which are two conditions that are linear in
 where the line crosses zero, -B / w. The derivation and what it reaches are in docs/quantization.md; our own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -134,7 +134,7 @@ class _Search:
         weight, bias, scale = self.best
         return (self.sign * weight).astype("int8"), bias.astype("int32"), scale, self.wrong
 
-    def _try(self, rows, chosen: slice, steps) -> None:
+    def _try(self, rows: np.ndarray, chosen: slice, steps: np.ndarray) -> None:
         """Tries some weights with biases near the real one, and keeps what has the fewest wrong outputs."""
         places = self.order[rows, chosen]
         weights = np.repeat(_WEIGHTS[places], len(steps), axis=1)
@@ -152,7 +152,9 @@ class _Search:
             one = left, place[left]
             self._keep(rows[left], weights[one], biases[one], middle[one])
 
-    def _multipliers(self, rows, columns, weights, biases) -> tuple[np.ndarray, np.ndarray]:
+    def _multipliers(
+        self, rows: np.ndarray, columns: Any, weights: np.ndarray, biases: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the interval of M within which all conditions hold; the first is larger where there is none."""
         levels, lower, upper = self.levels[rows, None], self.has_lower[rows, None], self.has_upper[rows, None]
         right = self.right[rows[:, None], columns]
@@ -179,7 +181,7 @@ class _Search:
         _, exponent = np.frexp(nominal)  # the right shift above holds for these M only
         return np.maximum(least, np.ldexp(0.5, exponent)), np.minimum(largest, np.ldexp(1.0, exponent))
 
-    def _keep(self, rows, weight, bias, multiplier) -> None:
+    def _keep(self, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, multiplier: np.ndarray) -> None:
         scale = (multiplier * self.affine.output_scale / self.affine.input_scale).astype("float32")
         found = self.affine.requantized(self.sign[rows] * weight, bias, scale, self.rounding)
         wrong = (found != self.wanted[:, rows]).sum(axis=0)

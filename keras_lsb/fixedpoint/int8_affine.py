@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._checks import positive, whole
 from keras_lsb.fixedpoint.requantize import requantize
@@ -45,7 +46,7 @@ class Int8Affine(NamedTuple):
         for name, array in zip(("scale", "offset"), arrays, strict=True):
             if array.ndim != 1 or not np.isfinite(array).all():
                 raise ValueError(f"`{name}` must hold one finite number per channel. Received: {name}={array!r}")
-        steps = [positive(name, np.float32(getattr(self, name))) for name in ("input_scale", "output_scale")]
+        steps = [positive(name, float(np.float32(getattr(self, name)))) for name in ("input_scale", "output_scale")]
         points = [whole(name, getattr(self, name), INT8[0]) for name in ("input_zero_point", "output_zero_point")]
         low, high = (int(bound) for bound in self.output_range)
         if not (INT8[0] <= low <= high <= INT8[1] and max(points) <= INT8[1]):
@@ -53,9 +54,10 @@ class Int8Affine(NamedTuple):
                 "`output_range` and zero points must lie within int8. "
                 f"Received: output_range={self.output_range}, zero points {points}"
             )
-        return Int8Affine(*arrays, *steps, *points, (low, high))
+        scale, offset = arrays
+        return Int8Affine(scale, offset, steps[0], steps[1], points[0], points[1], (low, high))
 
-    def run(self, weight, bias, kernel_scale, kernel: str) -> np.ndarray:
+    def run(self, weight: ArrayLike, bias: ArrayLike, kernel_scale: ArrayLike, kernel: str) -> np.ndarray:
         """What a LiteRT kernel computes with these integers for the inputs -128 to 127, shape (256, channels).
 
         Args:
@@ -70,7 +72,7 @@ class Int8Affine(NamedTuple):
         ]
         return np.concatenate(parts, axis=1)
 
-    def requantized(self, weight, bias, kernel_scale, rounding: str) -> np.ndarray:
+    def requantized(self, weight: np.ndarray, bias: np.ndarray, kernel_scale: ArrayLike, rounding: str) -> np.ndarray:
         """The same for channels that are all rounded as `requantize` does under one name."""
         x = np.arange(INT8[0], INT8[1] + 1)[:, None] - self.input_zero_point
         sums = x * weight.astype("int64") + bias.astype("int64")

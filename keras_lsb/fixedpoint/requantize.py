@@ -18,6 +18,7 @@ against the interpreters of ai-edge-litert 2.3 on x86-64, in tests/test_requanti
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._checks import choice
 
@@ -37,7 +38,7 @@ class QuantizedMultiplier(NamedTuple):
     exponent: np.ndarray
 
 
-def quantized_multiplier(factor) -> QuantizedMultiplier:
+def quantized_multiplier(factor: ArrayLike) -> QuantizedMultiplier:
     """q31 = round(mantissa 2^31) and the exponent of factors >= 0, as LiteRT's kernels hold them.
 
     Args:
@@ -56,10 +57,10 @@ def quantized_multiplier(factor) -> QuantizedMultiplier:
 
 
 def requantize(
-    accumulator,
-    input_scale,
-    kernel_scale,
-    output_scale,
+    accumulator: ArrayLike,
+    input_scale: ArrayLike,
+    kernel_scale: ArrayLike,
+    output_scale: ArrayLike,
     output_zero_point: int = 0,
     *,
     kernel: str,
@@ -95,25 +96,25 @@ def requantize(
     return np.clip(rounded + output_zero_point, *output_range)
 
 
-def _shifts(accumulator, exponent):
+def _shifts(accumulator: np.ndarray, exponent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The accumulator shifted to the left as far as the exponent is positive, in int32, and the shift to the right."""
     shifted = accumulator << np.maximum(exponent, 0)
     wrapped = (shifted + _LIMIT) % (2 * _LIMIT) - _LIMIT
     return wrapped, np.maximum(-exponent, 0)
 
 
-def _twice_half_up(accumulator, q31, exponent):
+def _twice_half_up(accumulator: np.ndarray, q31: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     high, right = _shifts(accumulator, exponent)
     doubled = (high * q31 + 2**30) >> 31
     return np.where(right > 0, (doubled + ((1 << right) >> 1)) >> right, doubled)
 
 
-def _once_half_up(accumulator, q31, exponent):
+def _once_half_up(accumulator: np.ndarray, q31: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     total = 31 - exponent
     return (accumulator * q31 + (1 << (total - 1))) >> total
 
 
-def _twice_half_away(accumulator, q31, exponent):
+def _twice_half_away(accumulator: np.ndarray, q31: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     high, right = _shifts(accumulator, exponent)
     product = high * q31
     nudged = product + np.where(product >= 0, 2**30, 1 - 2**30)

@@ -1,14 +1,16 @@
 """Where a rounded affine of an integer steps from one output to the next, decided in exact arithmetic."""
 
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 _EPSILON = float(np.finfo("float64").eps)
 
 
-class Rationals(NamedTuple):
+@dataclass(frozen=True)
+class Rationals:
     """Rational numbers, and the floats that are nearest to them.
 
     Attributes:
@@ -23,13 +25,13 @@ class Rationals(NamedTuple):
         """One of them."""
         return Fraction(float(self.values[index])) if self.exact is None else self.exact[index]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> "Rationals":
         return Rationals(self.values[index], None if self.exact is None else self.exact[index])
 
-    def __abs__(self):
+    def __abs__(self) -> "Rationals":
         return Rationals(np.abs(self.values), None if self.exact is None else np.abs(self.exact))
 
-    def floor_and_ceil_times_power(self, shifts) -> tuple[np.ndarray, np.ndarray]:
+    def floor_and_ceil_times_power(self, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """floor and ceil of each times 2^shift: float64, or Python integers for fractions."""
         if self.exact is None:
             products = np.ldexp(self.values, shifts)
@@ -40,7 +42,9 @@ class Rationals(NamedTuple):
         return np.array(floors, object), np.array(ceils, object)
 
 
-def thresholds(scale: Rationals, offset: Rationals, levels, low, high, wanted) -> np.ndarray:
+def thresholds(
+    scale: Rationals, offset: Rationals, levels: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
     """For each channel and level k, the least x in [low, high + 1] with scale * x + offset >= k; high + 1 if none has.
 
     No float decides: a sum in float64 is used only where its error bound leaves no doubt of its sign, rationals
@@ -71,7 +75,9 @@ def thresholds(scale: Rationals, offset: Rationals, levels, low, high, wanted) -
     return found
 
 
-def reaches(scale: Rationals, offset: Rationals, x, levels, wanted=True) -> np.ndarray:
+def reaches(
+    scale: Rationals, offset: Rationals, x: np.ndarray, levels: np.ndarray, wanted: np.ndarray | bool = True
+) -> np.ndarray:
     """Whether scale * x + offset >= levels, exactly, at the places that are wanted; shape (channels, count)."""
     added = offset.values[:, None]
     with np.errstate(over="ignore", invalid="ignore"):

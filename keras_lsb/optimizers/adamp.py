@@ -2,14 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 from keras_lsb import _keras, rules
 from keras_lsb._checks import decay_rate, non_negative
+from keras_lsb._types import Schedule, Tensor
 from keras_lsb.optimizers.base import RuleOptimizer
 from keras_lsb.optimizers.exclusions import Exclusion, deserialize_selection, serialize_selection
 
-ChannelAxes = Mapping[str, tuple[int, ...]] | Callable[[str], tuple[int, ...]] | None
+ChannelAxes = Mapping[str, Sequence[int]] | Callable[[str], Sequence[int]]
 
 
 @_keras.register
@@ -55,7 +57,7 @@ class AdamP(RuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=0.001,
+        learning_rate: float | Schedule = 0.001,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
@@ -65,9 +67,9 @@ class AdamP(RuleOptimizer):
         nesterov: bool = False,
         exclude_from_weight_decay: Exclusion = None,
         exclude_from_layer_adaptation: Exclusion = None,
-        channel_axes: ChannelAxes = None,
+        channel_axes: ChannelAxes | None = None,
         name: str = "AdamP",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(
             learning_rate, weight_decay, exclude_from_weight_decay, exclude_from_layer_adaptation, name, **kwargs
@@ -80,7 +82,17 @@ class AdamP(RuleOptimizer):
         self.nesterov = bool(nesterov)
         self.channel_axes = _check_channel_axes(channel_axes)
 
-    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+    def rule(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        *slots: Tensor,
+        learning_rate: Tensor,
+        step: Tensor,
+        weight_decay: float,
+        adapt: bool,
+        **options: Any,
+    ) -> tuple:
         return rules.adamp(
             weight,
             gradient,
@@ -98,7 +110,7 @@ class AdamP(RuleOptimizer):
             nesterov=self.nesterov,
         )
 
-    def hyperparameters(self):
+    def hyperparameters(self) -> dict:
         return {
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
@@ -110,21 +122,21 @@ class AdamP(RuleOptimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> Self:
         axes = deserialize_selection(config.get("channel_axes"), custom_objects)
         return super().from_config({**config, "channel_axes": axes}, custom_objects=custom_objects)
 
-    def patterns(self):
+    def patterns(self) -> dict:
         return {**super().patterns(), "channel_axes": self.channel_axes}
 
-    def options(self, path):
+    def options(self, path: str) -> dict:
         if callable(self.channel_axes):
             return {"channel_axes": tuple(self.channel_axes(path))}
         matching = (axes for pattern, axes in self.channel_axes.items() if re.search(pattern, path))
         return {"channel_axes": tuple(next(matching, (-1,)))}
 
 
-def _check_channel_axes(channel_axes: ChannelAxes):
+def _check_channel_axes(channel_axes: ChannelAxes | None) -> ChannelAxes:
     if callable(channel_axes):
         return channel_axes
     try:

@@ -5,10 +5,13 @@ import functools
 import logging
 import math
 import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from keras_lsb import _keras
 from keras_lsb._checks import non_negative
 from keras_lsb._keras import ops
+from keras_lsb._types import Schedule, Tensor, Variable
 from keras_lsb.distribute.keras3 import ReplicatedOptimizer
 from keras_lsb.distribute.reduction import is_replicated
 from keras_lsb.optimizers.exclusions import (
@@ -54,14 +57,14 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
 
     def __init__(
         self,
-        learning_rate,
+        learning_rate: float | Schedule,
         weight_decay: float,
         exclude_from_weight_decay: Exclusion,
         exclude_from_layer_adaptation: Exclusion,
         name: str,
         *,
         fused: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         unknown = sorted(set(kwargs) - _BASE_ARGUMENTS)
         if unknown:
@@ -70,7 +73,8 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
                 f"Received: {unknown[0]}={kwargs[unknown[0]]!r}. Besides its own it takes {sorted(_BASE_ARGUMENTS)}"
             )
         if isinstance(learning_rate, numbers.Real):
-            learning_rate = non_negative("learning_rate", learning_rate)
+            # A number of any kind, such as a scalar of NumPy, becomes a float.
+            learning_rate = non_negative("learning_rate", learning_rate)  # type: ignore[arg-type]
         arguments = {"name": name, "weight_decay": None, **kwargs}
         if _keras.LEGACY:
             super().__init__(**arguments)
@@ -84,7 +88,17 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         self._adaptation_exclusion = check_exclusion("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
 
     @abc.abstractmethod
-    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+    def rule(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        *slots: Tensor,
+        learning_rate: Tensor,
+        step: Tensor,
+        weight_decay: float,
+        adapt: bool,
+        **options: Any,
+    ) -> tuple:
         """One update: `(what to subtract from the weight, *new slots)`.
 
         Args:
@@ -112,7 +126,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         """Further arguments of the rule for the variable at `path`; values are hashable."""
         return {}
 
-    def build(self, variables):
+    def build(self, variables: Sequence[Variable]) -> None:
         """Creates the slots of `variables` and decides which of them are excluded."""
         if getattr(self, "_paths", None) is not None:
             return
@@ -130,7 +144,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         self._paths = paths
         logger.info("%s\n%s", self.name, self.summary())
 
-    def update_step(self, gradient, variable, learning_rate=None):
+    def update_step(self, gradient: Tensor, variable: Variable, learning_rate: Tensor | None = None) -> None:
         """Updates one variable and its slots in place."""
         index = self.index_of(variable)
         arguments = {
@@ -151,7 +165,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         gradient = ops.reshape(ops.cast(gradient, dtype), shape)
         update(gradient, rate, ops.cast(self.iterations, dtype) + 1, *variables)
 
-    def index_of(self, variable) -> int:
+    def index_of(self, variable: Variable) -> int:
         """Place of a variable among those that the optimizer was built with."""
         return self._index_dict[self._var_key(variable)] if _keras.LEGACY else self._get_variable_index(variable)
 
@@ -165,7 +179,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             rows.append(f"{path:{width}}  {'yes' if decays else 'no':12}  {'yes' if adapts else 'no'}")
         return "\n".join(rows)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = super().get_config()
         if _keras.LEGACY:
             rate = self._serialize_hyperparameter(self._learning_rate)
@@ -181,13 +195,15 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> Self:
         config = dict(config)
         for argument in cls.selections:
             config[argument] = deserialize_selection(config.get(argument), custom_objects)
         return super().from_config(config, custom_objects=custom_objects)
 
-    def _update(self, gradient, learning_rate, step, variable, *slots, arguments):
+    def _update(
+        self, gradient: Tensor, learning_rate: Tensor, step: Tensor, variable: Variable, *slots: Tensor, arguments: dict
+    ) -> None:
         dtype = compute_dtype(variable)
         weight = ops.cast(variable, dtype)
         values = [ops.cast(slot, dtype) for slot in slots]
@@ -199,7 +215,7 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
         else:
             variable.assign(ops.cast(weight - change, _keras.dtype_name(variable)))
 
-    def _compiled_update(self, shape, dtype, arguments):
+    def _compiled_update(self, shape: tuple[int, ...], dtype: str, arguments: tuple) -> Callable:
         """`_update` compiled for one shape: variables of the same shape and treatment share it."""
         if not hasattr(self, "_compiled_updates"):
             self._compiled_updates = _Untracked()
@@ -209,10 +225,10 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
             self._compiled_updates.functions[key] = _keras.compile_update(function)
         return self._compiled_updates.functions[key]
 
-    def _apply_weight_decay(self, variables):
+    def _apply_weight_decay(self, variables: Sequence[Variable]) -> None:
         """Does nothing: decay is part of the rule. The base class would decay in a pass of its own."""
 
-    def _add_slot(self, variable, name):
+    def _add_slot(self, variable: Variable, name: str) -> Variable:
         dtype = compute_dtype(variable)
         if _keras.dtype_name(variable) == dtype:
             return self.add_variable_from_reference(variable, name)
@@ -223,10 +239,10 @@ class RuleOptimizer(ReplicatedOptimizer, abc.ABC):
 class _Untracked:
     """Keeps compiled functions out of sight of Keras' and TensorFlow's attribute tracking."""
 
-    def __init__(self):
-        self.functions = {}
+    def __init__(self) -> None:
+        self.functions: dict[tuple, Callable] = {}
 
 
-def compute_dtype(variable) -> str:
+def compute_dtype(variable: Variable) -> str:
     """float64 for float64 variables, float32 for all others: norms and moments overflow in half precision."""
     return "float64" if _keras.dtype_name(variable) == "float64" else "float32"

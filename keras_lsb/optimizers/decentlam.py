@@ -2,7 +2,7 @@
 
 from keras_lsb import _keras, rules
 from keras_lsb.optimizers.decentralized import DecentralizedOptimizer
-from keras_lsb.topology import require_stable
+from keras_lsb.topology import Topology, require_stable
 
 
 @_keras.register
@@ -38,5 +38,5 @@ class DecentLaM(DecentralizedOptimizer):
     message_rule = staticmethod(rules.decentlam_message)
     finish_rule = staticmethod(rules.decentlam)
 
-    def require_topology(self, topology):
+    def require_topology(self, topology: Topology) -> None:
         require_stable(topology, self.momentum)

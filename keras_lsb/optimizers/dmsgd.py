@@ -2,7 +2,7 @@
 
 from keras_lsb import _keras, rules
 from keras_lsb.optimizers.decentralized import DecentralizedOptimizer
-from keras_lsb.topology import require_stable
+from keras_lsb.topology import Topology, require_stable
 
 
 @_keras.register
@@ -32,5 +32,5 @@ class DmSGD(DecentralizedOptimizer):
     message_rule = staticmethod(rules.dmsgd_message)
     finish_rule = staticmethod(rules.dmsgd)
 
-    def require_topology(self, topology):
+    def require_topology(self, topology: Topology) -> None:
         require_stable(topology, self.momentum, method="DmSGD")

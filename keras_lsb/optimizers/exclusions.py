@@ -3,8 +3,10 @@
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Variable
 
 Exclusion = Sequence[str] | Callable[["VariablePath"], bool] | None
 
@@ -19,7 +21,10 @@ class VariablePath(str):
     `lambda variable: len(variable.shape) < 2`.
     """
 
-    def __new__(cls, variable):
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __new__(cls, variable: Variable) -> "VariablePath":
         path = super().__new__(cls, getattr(variable, "path", None) or variable.name.split(":")[0])
         path.shape = tuple(variable.shape)
         path.dtype = _keras.dtype_name(variable)
@@ -66,7 +71,7 @@ def excluded(exclusion: Exclusion, path: VariablePath) -> bool:
     return any(re.search(pattern, path) for pattern in (DEFAULT_EXCLUSION if exclusion is None else exclusion))
 
 
-def warn_of_idle_patterns(argument: str, patterns, paths: Sequence[str]) -> None:
+def warn_of_idle_patterns(argument: str, patterns: Any, paths: Sequence[str]) -> None:
     """Warns of each of the user's patterns that matches no variable: a silent typo would cost a run.
 
     Args:
@@ -85,7 +90,7 @@ def warn_of_idle_patterns(argument: str, patterns, paths: Sequence[str]) -> None
             )
 
 
-def serialize_selection(value):
+def serialize_selection(value: Any) -> Any:
     """`value` for `get_config`: a function as its Keras serialization, patterns as plain lists and dictionaries."""
     if callable(value):
         return _keras.serialize_object(value)
@@ -94,7 +99,7 @@ def serialize_selection(value):
     return value if value is None else list(value)
 
 
-def deserialize_selection(value, custom_objects=None):
+def deserialize_selection(value: Any, custom_objects: dict | None = None) -> Any:
     """The inverse of `serialize_selection`."""
     if isinstance(value, dict) and "class_name" in value:
         return _keras.deserialize_object(value, custom_objects=custom_objects)

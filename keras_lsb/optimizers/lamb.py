@@ -1,7 +1,10 @@
 """LAMB as a Keras optimizer, with tensorflow-addons' argument names."""
 
+from typing import Any
+
 from keras_lsb import _keras, rules
 from keras_lsb._checks import choice, decay_rate, non_negative, positive
+from keras_lsb._types import Schedule, Tensor
 from keras_lsb.optimizers.base import RuleOptimizer
 from keras_lsb.optimizers.exclusions import Exclusion
 
@@ -46,7 +49,7 @@ class LAMB(RuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=0.001,
+        learning_rate: float | Schedule = 0.001,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-6,
@@ -59,7 +62,7 @@ class LAMB(RuleOptimizer):
         decay: str = "inside",
         weight_norm_bounds: tuple[float, float] | None = None,
         max_trust_ratio: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(
             learning_rate, weight_decay, exclude_from_weight_decay, exclude_from_layer_adaptation, name, **kwargs
@@ -72,7 +75,17 @@ class LAMB(RuleOptimizer):
         self.weight_norm_bounds = _bounds(weight_norm_bounds)
         self.max_trust_ratio = None if max_trust_ratio is None else positive("max_trust_ratio", max_trust_ratio)
 
-    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+    def rule(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        *slots: Tensor,
+        learning_rate: Tensor,
+        step: Tensor,
+        weight_decay: float,
+        adapt: bool,
+        **options: Any,
+    ) -> tuple:
         return rules.lamb(
             weight,
             gradient,
@@ -84,7 +97,7 @@ class LAMB(RuleOptimizer):
             **self.hyperparameters(),
         )
 
-    def hyperparameters(self):
+    def hyperparameters(self) -> dict:
         return {
             "beta_1": self.beta_1,
             "beta_2": self.beta_2,
@@ -96,7 +109,7 @@ class LAMB(RuleOptimizer):
         }
 
 
-def _bounds(bounds) -> tuple[float, float] | None:
+def _bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
     if bounds is None:
         return None
     try:

@@ -1,7 +1,10 @@
 """LARS as a Keras optimizer."""
 
+from typing import Any
+
 from keras_lsb import _keras, rules
 from keras_lsb._checks import choice, decay_rate, non_negative, positive
+from keras_lsb._types import Schedule, Tensor
 from keras_lsb.optimizers.base import RuleOptimizer
 from keras_lsb.optimizers.exclusions import Exclusion
 
@@ -45,7 +48,7 @@ class LARS(RuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=0.1,
+        learning_rate: float | Schedule = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
@@ -56,7 +59,7 @@ class LARS(RuleOptimizer):
         denominator: str = "sum",
         rate: str = "inside",
         name: str = "LARS",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(
             learning_rate, weight_decay, exclude_from_weight_decay, exclude_from_layer_adaptation, name, **kwargs
@@ -68,7 +71,17 @@ class LARS(RuleOptimizer):
         self.denominator = choice("denominator", denominator, ("sum", "joint"))
         self.rate = choice("rate", rate, ("inside", "outside"))
 
-    def rule(self, weight, gradient, *slots, learning_rate, step, weight_decay, adapt, **options):
+    def rule(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        *slots: Tensor,
+        learning_rate: Tensor,
+        step: Tensor,
+        weight_decay: float,
+        adapt: bool,
+        **options: Any,
+    ) -> tuple:
         return rules.lars(
             weight,
             gradient,
@@ -79,7 +92,7 @@ class LARS(RuleOptimizer):
             **self.hyperparameters(),
         )
 
-    def hyperparameters(self):
+    def hyperparameters(self) -> dict:
         return {
             "momentum": self.momentum,
             "trust_coefficient": self.trust_coefficient,

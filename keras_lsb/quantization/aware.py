@@ -1,13 +1,16 @@
 """Quantization-aware training with tfmot: the scheme, and the one call that quantizes a whole model."""
 
 import importlib
+from types import ModuleType
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Model, Structure
 from keras_lsb.quantization.calibrate import calibrate
 from keras_lsb.quantization.flatten import flatten_model
 
 
-def quantize_scheme(*, disable_per_axis: bool = False):
+def quantize_scheme(*, disable_per_axis: bool = False) -> Any:
     """The scheme to hand to `tfmot.quantization.keras.quantize_apply(annotated_model, scheme)`.
 
     What tfmot folds stays folded. Every other annotated batch normalization becomes a `FixedPointNormalization`; one
@@ -24,7 +27,7 @@ def quantize_scheme(*, disable_per_axis: bool = False):
     return require_tfmot().FixedPointScheme(disable_per_axis)
 
 
-def quantize_model(model, representative_data=None):
+def quantize_model(model: Model, representative_data: Structure = None) -> Model:
     """A model for quantization-aware training, with the weights of this one; its batch normalizations are integers.
 
     Layers of nested models are taken into the outer one. Layers that are annotated keep their configs; all others are
@@ -55,7 +58,7 @@ def quantize_model(model, representative_data=None):
     return quantized
 
 
-def require_tfmot():
+def require_tfmot() -> ModuleType:
     """The module that needs tfmot; an error that says what to do where it cannot be had."""
     if not _keras.LEGACY:
         raise ValueError(

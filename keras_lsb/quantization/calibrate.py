@@ -1,14 +1,17 @@
 """Ranges of activations from data, before quantization-aware training begins."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
 
 from keras_lsb import _keras
+from keras_lsb._types import Layer, Model, Structure, Tensor, Variable
 from keras_lsb.quantization.data import batches
 
 
-def calibrate(model, representative_data) -> None:
+def calibrate(model: Model, representative_data: Structure) -> None:
     """Sets the range of each quantized activation of a quantization-aware model to the one it has on data.
 
     tfmot starts every range at -6 to 6 and moves it by a thousandth of the way in each step of training, so that larger
@@ -43,7 +46,7 @@ def calibrate(model, representative_data) -> None:
             recorder.restore_quantizer()
 
 
-def _places(layer):
+def _places(layer: Layer) -> Iterator[tuple]:
     """(layer, holder, attribute) of what quantizes the activations of a layer, as tfmot's wrappers hold it."""
     if type(layer).__name__ == "QuantizeLayer" and layer.quantizer:
         yield layer, layer, "quantizer"
@@ -59,18 +62,18 @@ class _Recorder:
     An error in `with` gives the ranges back as they were.
     """
 
-    def __init__(self, layer, holder, attribute: str):
+    def __init__(self, layer: Layer, holder: Any, attribute: str):
         self._layer, self._holder, self._attribute = layer, holder, attribute
         self._original = getattr(holder, attribute)
         self._quantizer = self._original if attribute == "quantizer" else self._original[0]
-        self._before = {}
+        self._before: dict = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         # Not by assignment, which Keras would track.
         vars(self._holder)[self._attribute] = self if self._attribute == "quantizer" else [self]
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self.restore_quantizer()
         for variable, value in self._before.values():
             variable.assign(value)
@@ -79,12 +82,12 @@ class _Recorder:
         """Puts the quantizer back."""
         vars(self._holder)[self._attribute] = self._original
 
-    def __call__(self, inputs, training, weights, **options):
+    def __call__(self, inputs: Tensor, training: Any, weights: Any, **options: Any) -> Tensor:
         if "min_var" in weights:
             self._widen(inputs, weights["min_var"], weights["max_var"])
         return self._quantizer(inputs, False, weights=weights, **options)
 
-    def _widen(self, inputs, minimum, maximum) -> None:
+    def _widen(self, inputs: Tensor, minimum: Variable, maximum: Variable) -> None:
         values = np.asarray(inputs)
         if not np.isfinite(values).all():
             raise ValueError(

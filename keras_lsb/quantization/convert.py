@@ -2,11 +2,14 @@
 
 import contextlib
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras
 from keras_lsb._checks import choice
+from keras_lsb._types import Layer, Model, Structure, Tensor
 from keras_lsb.fixedpoint import Int8Affine, float_affine, solve_depthwise
 from keras_lsb.fixedpoint.depthwise import DEPTHWISE_KERNELS
 from keras_lsb.quantization.data import batches
@@ -19,7 +22,7 @@ _SCOPE = "fixed_point_normalization_{}"
 _TAG = re.compile(r"fixed_point_normalization_(\d+)/(?:depthwise|BiasAdd|FakeQuant)")
 
 
-def to_tflite(model, representative_data=None, *, target_kernel: str = "xnnpack") -> bytes:
+def to_tflite(model: Model, representative_data: Structure = None, *, target_kernel: str = "xnnpack") -> bytes:
     """A LiteRT file of a model, int8 from input to output, for one example at a time.
 
     The integers of each `FixedPointNormalization` are chosen so that one of LiteRT's kernels computes the exact rounded
@@ -57,32 +60,35 @@ def to_tflite(model, representative_data=None, *, target_kernel: str = "xnnpack"
     return _with_exact_integers(content, layers, target_kernel)
 
 
-def is_quantization_aware(model) -> bool:
+def is_quantization_aware(model: Model) -> bool:
     """Whether tfmot has quantized the model."""
     return any(type(layer).__name__.startswith("Quantize") for layer in model._flatten_layers())
 
 
-def normalizations(model) -> list[FixedPointNormalization]:
+def normalizations(model: Model) -> list[FixedPointNormalization]:
     """The layers of a model and of models in it that become integers."""
     return [layer for layer in model._flatten_layers() if isinstance(layer, FixedPointNormalization)]
 
 
-def layer_affine(layer) -> tuple[np.ndarray, np.ndarray]:
+def layer_affine(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
     """(scale, offset) of a normalization at inference, float64, shape (channels,)."""
     variables = (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
-    values = [None if one is None else _keras.host_values([one])[0] for one in variables]
+    values: list[Any] = [None if one is None else _keras.host_values([one])[0] for one in variables]
+    gamma, beta, mean, variance = values
     try:
-        return float_affine(*values, layer.epsilon)
+        return float_affine(gamma, beta, mean, variance, layer.epsilon)
     except ValueError as error:
         raise ValueError(f"Layer {layer.name!r} has no integers: {error}") from error
 
 
-def operator_affine(file: LiteRTFile, operator, layer) -> Int8Affine:
+def operator_affine(file: LiteRTFile, operator: Any, layer: Layer) -> Int8Affine:
     """The affine of a layer between the int8 tensors of its operator."""
     source, output = operator.inputs[0], operator.outputs[0]
     scales = [float(file.scale(index)[0]) for index in (source, output)]
     points = [file.zero_point(index) for index in (source, output)]
-    return Int8Affine(*layer_affine(layer), *scales, *points, file.activation_range(operator)).checked()
+    scale, offset = layer_affine(layer)
+    steps_and_points = scales[0], scales[1], points[0], points[1]
+    return Int8Affine(scale, offset, *steps_and_points, file.activation_range(operator)).checked()
 
 
 def _refuse_loops(model) -> None:
@@ -96,7 +102,7 @@ def _refuse_loops(model) -> None:
 
 
 @contextlib.contextmanager
-def _tagged(layers):
+def _tagged(layers: Iterable[Layer]) -> Iterator[None]:
     """Has each layer compute in a scope of its own, whose name the tensors of the file carry."""
     for index, layer in enumerate(layers):
         layer.export_scope = _SCOPE.format(index)
@@ -107,7 +113,7 @@ def _tagged(layers):
             layer.export_scope = None
 
 
-def _convert(model, examples) -> bytes:
+def _convert(model: Model, examples: int | Tensor) -> bytes:
     tensorflow = _keras.tensorflow
     lite = tensorflow.lite
     specs = [
@@ -116,7 +122,7 @@ def _convert(model, examples) -> bytes:
     ]
 
     @tensorflow.function(input_signature=specs, autograph=False)
-    def infer(*inputs):
+    def infer(*inputs: Tensor) -> Structure:
         return model(_keras.packed_inputs(model, inputs), training=False)
 
     root = tensorflow.Module()
@@ -130,10 +136,10 @@ def _convert(model, examples) -> bytes:
     return converter.convert()
 
 
-def _examples(data, inputs: int):
+def _examples(data: Structure, inputs: int) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
     """A function that yields the examples one at a time, each a dictionary of the arrays of all inputs by name."""
 
-    def examples():
+    def examples() -> Iterator[dict[str, np.ndarray]]:
         for batch in batches(data, inputs):
             for index in range(len(batch[0])):
                 yield {
@@ -144,7 +150,7 @@ def _examples(data, inputs: int):
     return examples
 
 
-def _with_exact_integers(content: bytes, layers, kernel: str) -> bytes:
+def _with_exact_integers(content: bytes, layers: Sequence[Layer], kernel: str) -> bytes:
     file = LiteRTFile(content)
     found = {}
     for operator in file.depthwise_operators():
@@ -165,7 +171,7 @@ def _with_exact_integers(content: bytes, layers, kernel: str) -> bytes:
     return file.content()
 
 
-def _layer_index(file: LiteRTFile, operator) -> int | None:
+def _layer_index(file: LiteRTFile, operator: Any) -> int | None:
     """Which layer an operator is, from the names of its tensors; constants can be shared, so that they come last."""
     for index in (operator.outputs[0], operator.inputs[2], operator.inputs[1]):
         tags = set(_TAG.findall(file.tensor_name(index)))
@@ -174,7 +180,7 @@ def _layer_index(file: LiteRTFile, operator) -> int | None:
     return None
 
 
-def _require_same(file: LiteRTFile, operator, affine: Int8Affine, layer) -> None:
+def _require_same(file: LiteRTFile, operator: Any, affine: Int8Affine, layer: Layer) -> None:
     """Requires that the operator holds the layer's kernel, as nearly as the converter can."""
     step = file.scale(operator.inputs[1]).astype("float64")
     kernel = file.values(operator.inputs[1], "int8") * step

@@ -1,9 +1,13 @@
 """Data that users hand over to have activations measured on."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from keras_lsb._types import Structure
 
-def batches(data, inputs: int):
+
+def batches(data: Structure, inputs: int) -> Iterator[list[np.ndarray]]:
     """Batches as lists of one array per input.
 
     Args:

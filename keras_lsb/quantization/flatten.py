@@ -1,9 +1,10 @@
 """Models without models inside."""
 
 from keras_lsb import _keras
+from keras_lsb._types import Layer, Model, Structure, Tensor
 
 
-def flatten_model(model):
+def flatten_model(model: Model) -> Model:
     """The same functional model of tf_keras with the layers of nested models as its own; weights are copied.
 
     A model without nested ones is returned as it is. A layer whose name is taken gets that of its model in front.
@@ -27,12 +28,12 @@ def flatten_model(model):
     return flat
 
 
-def _input_spec(tensor) -> dict:
+def _input_spec(tensor: Tensor) -> dict:
     name = tensor.node.layer.name if hasattr(tensor, "node") else None
     return {"shape": tensor.shape[1:], "batch_size": tensor.shape[0], "dtype": tensor.dtype, "name": name}
 
 
-def _run(model, inputs: list, copies: dict, prefix: str) -> list:
+def _run(model: Model, inputs: list, copies: dict, prefix: str) -> list:
     """Outputs of a model's graph for other inputs, through copies of its layers."""
     _require_graph(model)
     values = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
@@ -49,12 +50,12 @@ def _run(model, inputs: list, copies: dict, prefix: str) -> list:
     return [values[id(tensor)] for tensor in model.outputs]
 
 
-def _nodes(model) -> list:
+def _nodes(model: Model) -> list:
     """The nodes of a functional model in the order of computation."""
     return [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
 
 
-def _copy(layer, copies: dict, prefix: str):
+def _copy(layer: Layer, copies: dict, prefix: str) -> Layer:
     """A layer of the same config, one for all uses of the original."""
     if id(layer) not in copies:
         taken = {copy.name for _, copy in copies.values()}
@@ -65,15 +66,15 @@ def _copy(layer, copies: dict, prefix: str):
     return copies[id(layer)][1]
 
 
-def _mapped(structure, values: dict):
+def _mapped(structure: Structure, values: dict) -> Structure:
     return _keras.tensorflow.nest.map_structure(lambda leaf: values.get(id(leaf), leaf), structure)
 
 
-def _leaves(structure) -> list:
+def _leaves(structure: Structure) -> list:
     return _keras.tensorflow.nest.flatten(structure)
 
 
-def _require_graph(model) -> None:
+def _require_graph(model: Model) -> None:
     if not getattr(model, "_is_graph_network", False):
         raise ValueError(
             f"The model {model.name!r} has no graph of layers: only Sequential models that are built and functional "

@@ -3,7 +3,10 @@
 import functools
 import importlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +17,7 @@ _METADATA = "keras_lsb"
 _RELUS = {1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}  # codes of fused activations: their ends
 
 
-def litert(module: str):
+def litert(module: str) -> ModuleType:
     """A module of ai-edge-litert; ImportError that says how to get it."""
     try:
         return importlib.import_module(f"ai_edge_litert.{module}")
@@ -43,7 +46,7 @@ class LiteRTFile:
         self.graph = self.model.subgraphs[0]
         self.tensors, self.operators = self.graph.tensors, self.graph.operators
 
-    def operator_name(self, operator) -> str:
+    def operator_name(self, operator: Any) -> str:
         """Such as "CONV_2D"."""
         code = self.model.operatorCodes[operator.opcodeIndex]
         return _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
@@ -87,7 +90,7 @@ class LiteRTFile:
             and operator.builtinOptions.depthMultiplier == 1
         ]
 
-    def activation_range(self, operator) -> tuple[int, int]:
+    def activation_range(self, operator: Any) -> tuple[int, int]:
         """(low, high) of the quantized output of an int8 operator, after its fused activation."""
         output = operator.outputs[0]
         step, zero = float(self.scale(output)[0]), self.zero_point(output)
@@ -95,14 +98,14 @@ class LiteRTFile:
         ends = [None if end is None else zero + round(end / step) for end in (low, high)]
         return max(-128, -128 if ends[0] is None else ends[0]), min(127, 127 if ends[1] is None else ends[1])
 
-    def set_depthwise(self, operator, weight, bias, kernel_scale) -> None:
+    def set_depthwise(self, operator: Any, weight: np.ndarray, bias: np.ndarray, kernel_scale: np.ndarray) -> None:
         """Gives an operator integers and scales of its own; other operators keep what they shared with it."""
         input_scale = self.scale(operator.inputs[0])[0]
         kernel_scale = np.asarray(kernel_scale, "float32")
         self._own(operator, 1, np.asarray(weight, "int8"), kernel_scale, 3)
         self._own(operator, 2, np.asarray(bias, "<i4"), input_scale * kernel_scale, 0)
 
-    def _own(self, operator, place: int, values, scale, axis: int) -> None:
+    def _own(self, operator: Any, place: int, values: np.ndarray, scale: Any, axis: int) -> None:
         index = int(operator.inputs[place])
         users = sum(index in list(other.inputs) for other in self.operators)
         if users > 1:
@@ -137,7 +140,7 @@ class LiteRTFile:
         entry.name, entry.buffer = _METADATA, self._add_buffer(json.dumps(notes).encode())
         self.model.metadata = [*(self.model.metadata or []), entry]
 
-    def show(self, tensors) -> None:
+    def show(self, tensors: Iterable[int]) -> None:
         """Makes tensors outputs of the file, so that no delegate keeps them to itself."""
         shown = [*map(int, self.graph.outputs)]
         self.graph.outputs = shown + [index for index in dict.fromkeys(map(int, tensors)) if index not in shown]
@@ -154,7 +157,7 @@ class LiteRTFile:
         return bytes(builder.Output())
 
 
-def interpreter(content: bytes, kernel: str):
+def interpreter(content: bytes, kernel: str) -> Any:
     """An interpreter that runs a file on one of LiteRT's kernels, with its tensors allocated."""
     module = litert("interpreter")
     types = module.OpResolverType

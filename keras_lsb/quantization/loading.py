@@ -1,6 +1,8 @@
 """Loading of quantization-aware models."""
 
 import importlib
+from contextlib import AbstractContextManager
+from typing import Any, Self
 
 from keras_lsb import _keras
 from keras_lsb.quantization.aware import require_tfmot
@@ -8,7 +10,7 @@ from keras_lsb.quantization.aware import require_tfmot
 _WRAPPERS = ("QuantizeLayer", "QuantizeWrapper", "QuantizeWrapperV2")
 
 
-def quantize_scope():
+def quantize_scope() -> AbstractContextManager:
     """A scope in which `load_model` knows tfmot's objects and ours: .h5 files, SavedModels, and .keras files too.
 
     tfmot's own scope does not load .keras files: its layers are built twice there, and count their variables twice.
@@ -27,32 +29,34 @@ def quantize_scope():
 class _Scope:
     """Two scopes, the second inside of the first."""
 
-    def __init__(self, *scopes):
+    def __init__(self, *scopes: Any):
         self._scopes = scopes
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         for scope in self._scopes:
             scope.__enter__()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         for scope in reversed(self._scopes):
             scope.__exit__(*error)
 
 
-def _mended(wrapper):
+def _mended(wrapper: Any) -> type:
     """A wrapper of tfmot that is built once, and finds its variables in .keras files."""
 
     class Mended(wrapper):
         """As tfmot's."""
 
-        def build(self, input_shape):
+        built: bool
+
+        def build(self, input_shape: Any) -> None:
             """Builds what is not built."""
             if not self.built:
                 super().build(input_shape)
                 self.built = True
 
-        def load_own_variables(self, store):
+        def load_own_variables(self, store: Any) -> None:
             """Takes the last variables of the store: those before are of the layer inside, which has them too."""
             own = [*self._trainable_weights, *self._non_trainable_weights]
             first = len(store.keys()) - len(own)

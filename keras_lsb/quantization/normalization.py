@@ -1,6 +1,9 @@
 """Batch normalization whose inference is the integer operator that ships."""
 
+from typing import Any
+
 from keras_lsb import _keras
+from keras_lsb._types import Tensor
 from keras_lsb.quantization import simulation
 
 
@@ -17,7 +20,7 @@ class FixedPointNormalization(_keras.BatchNormalization):
             than TensorFlow.
     """
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments: Any, **options: Any):
         if _keras.tensorflow is None:
             raise ValueError(
                 "`FixedPointNormalization` needs the TensorFlow backend, from which LiteRT files are written. "
@@ -25,7 +28,7 @@ class FixedPointNormalization(_keras.BatchNormalization):
             )
         super().__init__(*arguments, **options)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         """Creates the variables of `BatchNormalization`."""
         rank = len(input_shape)
         axis = _keras.single_axis(self.axis)
@@ -36,7 +39,7 @@ class FixedPointNormalization(_keras.BatchNormalization):
             )
         super().build(input_shape)
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Tensor, training: bool | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalizes by the batch in training, by the moving statistics as the integer operator does otherwise."""
         options = {} if mask is None else {"mask": mask}
         normalize = super().call
@@ -45,7 +48,7 @@ class FixedPointNormalization(_keras.BatchNormalization):
         )
 
     @_keras.as_written
-    def _infer(self, inputs):
+    def _infer(self, inputs: Tensor) -> Tensor:
         dtype = inputs.dtype
         gamma, beta, mean, variance = (
             None if variable is None else _keras.tensorflow.cast(_keras.native(variable), "float32")

@@ -1,6 +1,9 @@
 """Layers that tfmot rejects, or accepts and leaves in floating point: errors that name them and say how to go on."""
 
+from typing import Any
+
 from keras_lsb import _keras
+from keras_lsb._types import Layer, Model
 
 _INSIDE = ("linear", "relu", "softmax", "sigmoid", "tanh", "gelu", "NoOpActivation")
 _INSIDE_TRANSPOSED = ("linear", "softmax", "sigmoid", "tanh", "gelu", "NoOpActivation")
@@ -8,7 +11,7 @@ _ALONE = ("linear", "relu", "relu6", "softmax", "sigmoid", "tanh", "gelu", "swis
 _WITH_ACTIVATION = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense", "Conv2DTranspose")
 
 
-def refuse_before(model, layer_quantize_map) -> None:
+def refuse_before(model: Model, layer_quantize_map: dict) -> None:
     """ValueError for what would end in floating point, or fail without a name, in an annotated model of tf_keras."""
     for layer in model.layers:
         if isinstance(layer, _keras.Model):
@@ -22,7 +25,7 @@ def refuse_before(model, layer_quantize_map) -> None:
             _refuse_float(layer)
 
 
-def _refuse_float(layer) -> None:
+def _refuse_float(layer: Layer) -> None:
     kind = type(layer).__name__
     activation = getattr(layer, "activation", None)
     name = getattr(activation, "__name__", type(activation).__name__)
@@ -39,11 +42,11 @@ def _refuse_float(layer) -> None:
         _refuse(layer, "is replaced by `Lambda` layers, which do not load again", remedy, kind)
 
 
-def _refuse(layer, what: str, remedy: str, received: str) -> None:
+def _refuse(layer: Layer, what: str, remedy: str, received: str) -> None:
     raise ValueError(f"Layer {layer.name!r} {what}. {remedy}. Received: {type(layer).__name__} with {received}")
 
 
-def refuse_after(model, layer_quantize_map, registry) -> None:
+def refuse_after(model: Model, layer_quantize_map: dict, registry: Any) -> None:
     """ValueError for annotated layers that have no config once all transforms are done.
 
     Args:

@@ -1,13 +1,16 @@
 """Trained models with the normalizations that become integers, without tfmot."""
 
+from typing import Any
+
 from keras_lsb import _keras
+from keras_lsb._types import Layer, Model
 from keras_lsb.quantization.flatten import flatten_model
 from keras_lsb.quantization.normalization import FixedPointNormalization
 
 _FOLDING = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
-def fixed_point_model(model):
+def fixed_point_model(model: Model) -> Model:
     """The same model with a `FixedPointNormalization` for each batch normalization that LiteRT's converter cannot fold.
 
     Those that directly follow a convolution or dense layer without an activation, to which they alone listen, stay: the
@@ -36,19 +39,19 @@ def fixed_point_model(model):
     return made
 
 
-def _replaced(layer):
+def _replaced(layer: Layer) -> Layer:
     """A copy of a layer, of our class where it is a normalization that does not fold."""
     stock = isinstance(layer, _keras.BatchNormalization) and not isinstance(layer, FixedPointNormalization)
     kind = FixedPointNormalization if stock and not _folds(layer) else type(layer)
     return kind.from_config(layer.get_config())
 
 
-def _folds(layer) -> bool:
+def _folds(layer: Layer) -> bool:
     """Whether the converter takes a normalization into the kernel of the layer in front of it."""
     if len(layer._inbound_nodes) != 1:
         return False
     parents = layer._inbound_nodes[0].parent_nodes
-    before = getattr(parents[0], "operation", None) or getattr(parents[0], "layer", None)
+    before: Any = getattr(parents[0], "operation", None) or getattr(parents[0], "layer", None)
     if type(before).__name__ not in _FOLDING or len(before._outbound_nodes) > 1:
         return False
     config = before.get_config()

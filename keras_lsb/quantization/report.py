@@ -1,5 +1,6 @@
 """What `verify` has found, as numbers and as a table."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -101,7 +102,7 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
 
-def _table(head, rows) -> list[str]:
+def _table(head: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
     """Lines of a table with a blank one before; none without rows."""
     rows = [[str(cell) for cell in row] for row in rows]
     if not rows:

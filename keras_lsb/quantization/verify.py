@@ -1,12 +1,15 @@
 """A LiteRT file against the exact integers and against its Keras model."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras
 from keras_lsb._checks import choice
+from keras_lsb._types import Layer, Model, Structure
 from keras_lsb.fixedpoint.depthwise import DEPTHWISE_KERNELS
 from keras_lsb.quantization.convert import normalizations, operator_affine
 from keras_lsb.quantization.litert import LiteRTFile, interpreter
@@ -15,7 +18,7 @@ from keras_lsb.quantization.report import LayerReport, OutputReport, Report
 _FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64")
 
 
-def verify(tflite: bytes | str | Path, model, data, *, target_kernel: str = "xnnpack") -> Report:
+def verify(tflite: bytes | str | Path, model: Model, data: Structure, *, target_kernel: str = "xnnpack") -> Report:
     """Runs a LiteRT file in the interpreter and says where it is not integer, and where its integers are not exact.
 
     Args:
@@ -55,7 +58,7 @@ def verify(tflite: bytes | str | Path, model, data, *, target_kernel: str = "xnn
     )
 
 
-def _inputs(model, data) -> list[np.ndarray]:
+def _inputs(model: Model, data: Structure) -> list[np.ndarray]:
     arrays = [np.asarray(one) for one in (data if isinstance(data, (list, tuple)) else [data])]
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
     fits = len(arrays) == len(shapes) and all(
@@ -69,10 +72,10 @@ def _inputs(model, data) -> list[np.ndarray]:
     return arrays
 
 
-def _placed(file: LiteRTFile, layers) -> list[tuple]:
+def _placed(file: LiteRTFile, layers: Sequence[Layer]) -> list[tuple]:
     """(operator, layer) of each normalization: as `to_tflite` has noted, or else by its kernel and bias."""
     noted = file.notes().get("layers")
-    found = []
+    found: list[tuple] = []
     for operator in file.depthwise_operators():
         if noted is None:
             layer = _nearest(file, operator, layers, [layer for _, layer in found])
@@ -84,7 +87,7 @@ def _placed(file: LiteRTFile, layers) -> list[tuple]:
     return found
 
 
-def _nearest(file: LiteRTFile, operator, layers, taken):
+def _nearest(file: LiteRTFile, operator: Any, layers: Iterable[Layer], taken: Any) -> Layer | None:
     """The layer whose kernel and bias an operator holds to within a step of each; None if there is none.
 
     Of layers with equal weights, one that is not taken.
@@ -108,7 +111,7 @@ def _nearest(file: LiteRTFile, operator, layers, taken):
     return layer if distance <= 1 else None
 
 
-def _float_operators(file: LiteRTFile):
+def _float_operators(file: LiteRTFile) -> Iterator[str]:
     """Operators with a float tensor, but for those that quantize an input and dequantize an output of the file."""
     inputs, outputs = set(map(int, file.graph.inputs)), set(map(int, file.graph.outputs))
     for operator in file.operators:
@@ -121,7 +124,9 @@ def _float_operators(file: LiteRTFile):
             yield f"{name} {file.tensor_name(results[0])}"
 
 
-def _run(content: bytes, model, inputs, wanted, kernel: str) -> dict[int, np.ndarray]:
+def _run(
+    content: bytes, model: Model, inputs: Sequence[np.ndarray], wanted: Iterable[int], kernel: str
+) -> dict[int, np.ndarray]:
     """Values of tensors for all examples, the file's batch at a time."""
     running = interpreter(content, kernel)
     places = _ordered_inputs(running, model)
@@ -137,7 +142,7 @@ def _run(content: bytes, model, inputs, wanted, kernel: str) -> dict[int, np.nda
     return {index: np.concatenate(parts)[: len(inputs[0])] for index, parts in collected.items()}
 
 
-def _quantized(values, place) -> np.ndarray:
+def _quantized(values: np.ndarray, place: Any) -> np.ndarray:
     """Real inputs as the type that the file takes."""
     if np.issubdtype(place["dtype"], np.floating) or not place["quantization"][0]:
         return values.astype(place["dtype"])
@@ -146,7 +151,7 @@ def _quantized(values, place) -> np.ndarray:
     return np.clip(np.floor(values / np.float32(step) + 0.5) + zero, limits.min, limits.max).astype(place["dtype"])
 
 
-def _ordered_inputs(running, model) -> list[dict]:
+def _ordered_inputs(running: Any, model: Model) -> list[dict]:
     """The interpreter's inputs in the order of the model's: by their names in the signature, or the numbers in them."""
     details = {place["index"]: place for place in running.get_input_details()}
     runners = running.get_signature_list()
@@ -173,7 +178,9 @@ def _number(name: str) -> tuple:
     return stem, int(name[len(stem) :] or 0)
 
 
-def _layer_report(file: LiteRTFile, operator, layer, values, kernel: str) -> LayerReport:
+def _layer_report(
+    file: LiteRTFile, operator: Any, layer: Layer, values: dict[int, np.ndarray], kernel: str
+) -> LayerReport:
     affine = operator_affine(file, operator, layer)
     weight, bias = file.values(operator.inputs[1], "int8"), file.values(operator.inputs[2], "int32")
     table = affine.outputs()
@@ -195,7 +202,9 @@ def _layer_report(file: LiteRTFile, operator, layer, values, kernel: str) -> Lay
     )
 
 
-def _output_reports(file: LiteRTFile, model, inputs, ends, values):
+def _output_reports(
+    file: LiteRTFile, model: Model, inputs: Sequence[np.ndarray], ends: Any, values: dict[int, np.ndarray]
+) -> Iterator[OutputReport]:
     predicted = model.predict(_keras.packed_inputs(model, inputs), verbose=0)
     if isinstance(predicted, dict):
         predicted = [predicted[key] for key in sorted(predicted, key=_number)]

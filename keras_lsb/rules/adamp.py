@@ -5,18 +5,19 @@ Scale-invariant Weights", ICLR 2021, arXiv 2006.08217.
 """
 
 from keras_lsb._keras import ops
+from keras_lsb._types import Tensor
 from keras_lsb.rules.moments import bias_correction, update_moments
 from keras_lsb.rules.projection import from_channels, project, to_channels
 
 
 def adamp(
-    weight,
-    gradient,
-    first_moment,
-    second_moment,
+    weight: Tensor,
+    gradient: Tensor,
+    first_moment: Tensor,
+    second_moment: Tensor,
     *,
-    learning_rate,
-    step,
+    learning_rate: Tensor,
+    step: Tensor,
     beta_1: float,
     beta_2: float,
     epsilon: float,
@@ -26,7 +27,7 @@ def adamp(
     nesterov: bool,
     adapt: bool,
     channel_axes: tuple[int, ...] = (-1,),
-):
+) -> tuple[Tensor, ...]:
     """One AdamP update: `(step, first_moment, second_moment)`, where `weight - step` is the new weight.
 
         m, v = Adam's moments               p = m / (sqrt(v) / sqrt(1 - beta_2**step) + epsilon)

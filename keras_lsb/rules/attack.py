@@ -4,11 +4,13 @@ Source: Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", 
 are those of projected gradient descent, and a single one of full size is the fast gradient sign method.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._keras import ops
+from keras_lsb._types import Tensor
 
 
 class InputUnits(NamedTuple):
@@ -23,7 +25,9 @@ class InputUnits(NamedTuple):
     value_range: tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def input_units(epsilon, *, mean, std, value_range=(0.0, 255.0)) -> InputUnits:
+def input_units(
+    epsilon: ArrayLike, *, mean: ArrayLike, std: ArrayLike, value_range: tuple = (0.0, 255.0)
+) -> InputUnits:
     """Radius and range of pixels, for a model whose inputs are (pixel - mean) / std.
 
         epsilon / std,    (low - mean) / std,    (high - mean) / std
@@ -51,7 +55,7 @@ def input_units(epsilon, *, mean, std, value_range=(0.0, 255.0)) -> InputUnits:
     return InputUnits(tuple((epsilon / std).tolist()), (tuple(low.tolist()), tuple(high.tolist())))
 
 
-def ball(inputs, epsilon, value_range=None):
+def ball(inputs: Tensor, epsilon: Any, value_range: Any = None) -> tuple[Tensor, Tensor]:
     """Lowest and highest value that each entry of an adversarial example may take.
 
         low = max(inputs - epsilon, lo),    high = min(inputs + epsilon, hi)
@@ -69,7 +73,7 @@ def ball(inputs, epsilon, value_range=None):
     return ops.maximum(low, lowest), ops.minimum(high, highest)
 
 
-def attack_step(adversarial, gradient, low, high, step_size):
+def attack_step(adversarial: Tensor, gradient: Tensor, low: Tensor, high: Tensor, step_size: Any) -> Tensor:
     """One step of the attack, projected onto the ball.
 
         clip(adversarial + step_size * sign(gradient), low, high)
@@ -84,7 +88,9 @@ def attack_step(adversarial, gradient, low, high, step_size):
     return ops.clip(moved, low, high)
 
 
-def random_start(inputs, noise, coin, epsilon, low, high, probability: float):
+def random_start(
+    inputs: Tensor, noise: Tensor, coin: Tensor, epsilon: Any, low: Tensor, high: Tensor, probability: float
+) -> Tensor:
     """Examples to begin with: with a probability, for the whole batch, moved within the ball.
 
     Args:
@@ -98,7 +104,7 @@ def random_start(inputs, noise, coin, epsilon, low, high, probability: float):
     return ops.where(coin < probability, moved, inputs)
 
 
-def shifted_targets(targets, offsets, classes: int):
+def shifted_targets(targets: Tensor, offsets: Tensor, classes: int) -> Tensor:
     """Targets of other classes: class c becomes (c + offset) mod `classes`.
 
     Args:

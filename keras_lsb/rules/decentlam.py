@@ -7,8 +7,12 @@ Every node makes its message z, the exchange returns to node i the disagreement 
 finish makes of it the step. Only +, - and * are used, so that arrays of NumPy serve as well as tensors.
 """
 
+from keras_lsb._types import Tensor
 
-def decentlam_message(weight, gradient, displacement, *, learning_rate, momentum):
+
+def decentlam_message(
+    weight: Tensor, gradient: Tensor, displacement: Tensor, *, learning_rate: Tensor, momentum: float
+) -> Tensor:
     """What DecentLaM sends to its neighbours: `z = weight - learning_rate * gradient`.
 
     Args:
@@ -21,7 +25,9 @@ def decentlam_message(weight, gradient, displacement, *, learning_rate, momentum
     return weight - learning_rate * gradient
 
 
-def decentlam(gradient, displacement, disagreement, *, learning_rate, momentum):
+def decentlam(
+    gradient: Tensor, displacement: Tensor, disagreement: Tensor, *, learning_rate: Tensor, momentum: float
+) -> tuple[Tensor, ...]:
     """One DecentLaM update: `(step, displacement)`, where `weight - step` is the new weight.
 
         displacement = momentum * displacement + (learning_rate * gradient + disagreement)
@@ -50,7 +56,9 @@ def decentlam(gradient, displacement, disagreement, *, learning_rate, momentum):
     return displacement, displacement
 
 
-def dmsgd_message(weight, gradient, displacement, *, learning_rate, momentum):
+def dmsgd_message(
+    weight: Tensor, gradient: Tensor, displacement: Tensor, *, learning_rate: Tensor, momentum: float
+) -> Tensor:
     """What DmSGD sends to its neighbours: the weight that momentum SGD on the node's own gradients would have.
 
         z = weight - (momentum * displacement + learning_rate * gradient)
@@ -62,7 +70,9 @@ def dmsgd_message(weight, gradient, displacement, *, learning_rate, momentum):
     return weight - _local_displacement(gradient, displacement, learning_rate, momentum)
 
 
-def dmsgd(gradient, displacement, disagreement, *, learning_rate, momentum):
+def dmsgd(
+    gradient: Tensor, displacement: Tensor, disagreement: Tensor, *, learning_rate: Tensor, momentum: float
+) -> tuple[Tensor, ...]:
     """One DmSGD update: `(step, displacement)`, where `weight - step` is the new weight.
 
         displacement = momentum * displacement + learning_rate * gradient
@@ -78,5 +88,5 @@ def dmsgd(gradient, displacement, disagreement, *, learning_rate, momentum):
     return displacement + disagreement, displacement
 
 
-def _local_displacement(gradient, displacement, learning_rate, momentum):
+def _local_displacement(gradient: Tensor, displacement: Tensor, learning_rate: Tensor, momentum: float) -> Tensor:
     return momentum * displacement + learning_rate * gradient

@@ -5,18 +5,19 @@ Learning: Training BERT in 76 minutes", 2019, arXiv 1904.00962.
 """
 
 from keras_lsb._keras import ops
+from keras_lsb._types import Tensor
 from keras_lsb.rules.moments import bias_correction, update_moments
 from keras_lsb.rules.trust_ratio import euclidean_norm, trust_ratio
 
 
 def lamb(
-    weight,
-    gradient,
-    first_moment,
-    second_moment,
+    weight: Tensor,
+    gradient: Tensor,
+    first_moment: Tensor,
+    second_moment: Tensor,
     *,
-    learning_rate,
-    step,
+    learning_rate: Tensor,
+    step: Tensor,
     beta_1: float,
     beta_2: float,
     epsilon: float,
@@ -26,7 +27,7 @@ def lamb(
     decay: str = "inside",
     weight_norm_bounds: tuple[float, float] | None = None,
     max_trust_ratio: float | None = None,
-):
+) -> tuple[Tensor, ...]:
     """One LAMB update: `(step, first_moment, second_moment)`, where `weight - step` is the new weight.
 
         m = beta_1 * m + (1 - beta_1) * gradient            mh = m / (1 - beta_1**step)

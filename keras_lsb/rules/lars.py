@@ -3,15 +3,16 @@
 Source: You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017, arXiv 1708.03888.
 """
 
+from keras_lsb._types import Tensor
 from keras_lsb.rules.trust_ratio import euclidean_norm, trust_ratio
 
 
 def lars(
-    weight,
-    gradient,
-    velocity,
+    weight: Tensor,
+    gradient: Tensor,
+    velocity: Tensor,
     *,
-    learning_rate,
+    learning_rate: Tensor,
     momentum: float,
     weight_decay: float,
     trust_coefficient: float,
@@ -20,7 +21,7 @@ def lars(
     adapt: bool,
     denominator: str = "sum",
     rate: str = "inside",
-):
+) -> tuple[Tensor, ...]:
     """One LARS update: `(step, velocity)`, where `weight - step` is the new weight.
 
         d = gradient + weight_decay * weight

@@ -3,9 +3,10 @@
 import math
 
 from keras_lsb._keras import column_sums, ops
+from keras_lsb._types import Tensor
 
 
-def to_channels(array, channel_axes: tuple[int, ...]):
+def to_channels(array: Tensor, channel_axes: tuple[int, ...]) -> Tensor:
     """`array` as a matrix with one column per channel: all entries with the same index along `channel_axes`."""
     order = _channels_last(len(array.shape), channel_axes)
     channels = math.prod(array.shape[axis] for axis in order[-len(channel_axes) :])
@@ -13,14 +14,14 @@ def to_channels(array, channel_axes: tuple[int, ...]):
     return ops.reshape(moved, (-1, channels))
 
 
-def from_channels(matrix, shape: tuple[int, ...], channel_axes: tuple[int, ...]):
+def from_channels(matrix: Tensor, shape: tuple[int, ...], channel_axes: tuple[int, ...]) -> Tensor:
     """The inverse of `to_channels`: an array of `shape`."""
     order = _channels_last(len(shape), channel_axes)
     array = ops.reshape(matrix, tuple(shape[axis] for axis in order))
     return array if order == sorted(order) else ops.transpose(array, sorted(order, key=order.__getitem__))
 
 
-def project(weight, gradient, step, *, delta: float, epsilon: float):
+def project(weight: Tensor, gradient: Tensor, step: Tensor, *, delta: float, epsilon: float) -> tuple[Tensor, Tensor]:
     """Projects `step` onto the tangent of `weight` where the gradient says that the weight is scale-invariant.
 
     Two views are tried in turn: the channels, which are the columns, and the whole layer, all entries. A view of n
@@ -55,7 +56,16 @@ def _channels_last(rank: int, channel_axes: tuple[int, ...]) -> list[int]:
     return [axis for axis in range(rank) if axis not in channels] + channels
 
 
-def _view(gradient_weight, gradient_square, weight_square, weight_step, *, entries, delta, epsilon):
+def _view(
+    gradient_weight: Tensor,
+    gradient_square: Tensor,
+    weight_square: Tensor,
+    weight_step: Tensor,
+    *,
+    entries: int,
+    delta: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
     """Whether every channel is below the threshold, and the multiple of the weight to take out of each one's step."""
     weight_norm = ops.sqrt(weight_square)
     norms = ops.maximum(ops.sqrt(gradient_square), epsilon) * ops.maximum(weight_norm, epsilon)

@@ -1,9 +1,10 @@
 """The layer-wise trust ratio that LARS and LAMB share."""
 
 from keras_lsb._keras import ops, sum_of_squares
+from keras_lsb._types import Tensor
 
 
-def euclidean_norm(array):
+def euclidean_norm(array: Tensor) -> Tensor:
     """Euclidean norm of a whole variable, a scalar; the absolute value of a scalar.
 
     Args:
@@ -12,7 +13,14 @@ def euclidean_norm(array):
     return ops.sqrt(sum_of_squares(array))
 
 
-def trust_ratio(weight_norm, update_norm, *, coefficient=1.0, weight_decay=0.0, epsilon=0.0):
+def trust_ratio(
+    weight_norm: Tensor,
+    update_norm: Tensor,
+    *,
+    coefficient: float = 1.0,
+    weight_decay: float = 0.0,
+    epsilon: float = 0.0,
+) -> Tensor:
     """`coefficient * weight_norm / (update_norm + weight_decay * weight_norm + epsilon)`, or 1 if either norm is 0.
 
     A NaN norm is not hidden: the ratio is then 1 and the NaN gradient itself reaches the weights. A norm that

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_lsb._checks import at_least, fraction, positive, whole
+from keras_lsb._types import Axes, Tensor
 from keras_lsb.scaling.autowu_plot import plot
 from keras_lsb.scaling.autowu_rates import AutoWURates
 from keras_lsb.scaling.gaussian_process import Conditioned, Hyperparameters, one_thread
@@ -155,8 +156,11 @@ class AutoWUController:
         self.seed = whole("seed", seed, minimum=0)
 
         self.steps, self.non_finite = 0, 0
-        self.switch_step = self.peak = self.reason = None
-        self.tests, self.curves = [], {}
+        self.switch_step: int | None = None
+        self.peak: float | None = None
+        self.reason: str | None = None
+        self.tests: list[AutoWUTest] = []
+        self.curves: dict = {}
         self._losses = np.empty(0)
         self._process = Hyperparameters()
         self._random = np.random.Generator(np.random.PCG64(self.seed))
@@ -196,7 +200,7 @@ class AutoWUController:
         """The rate of a step, by default of the next one, if the warm-up goes on to its limit unless it has ended."""
         return float(self.learning_rates(self.steps if step is None else step))
 
-    def learning_rates(self, steps):
+    def learning_rates(self, steps: Tensor) -> np.ndarray:
         """The same for an array of steps."""
         if self.switch_step is None:
             return self.rates.at(steps, self.rates.limit, self.rates.limit_peak)
@@ -239,7 +243,7 @@ class AutoWUController:
         starts = range(0, len(losses) - self.steps_per_epoch + 1, self.steps_per_epoch)
         return [self.update(losses[start : start + self.steps_per_epoch]) for start in starts]
 
-    def plot(self, axes=None, losses: Sequence[float] | None = None):
+    def plot(self, axes: Axes | None = None, losses: Sequence[float] | None = None) -> Axes:
         """Draws the losses with the last fitted curve, the tests with their votes, and the learning rates.
 
         Args:
@@ -341,7 +345,7 @@ class AutoWUController:
         rate = float(np.mean(rates))
         return AutoWUTest(self.steps, float(np.median(probabilities)), bool(vote), rate, bool(guarded))
 
-    def _sample(self, count: int, size: int):
+    def _sample(self, count: int, size: int) -> np.ndarray | slice:
         """Indices of `size` losses out of `count`, in order; all of them where there are no more."""
         if count <= size:
             return slice(None)

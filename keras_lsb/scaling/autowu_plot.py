@@ -1,11 +1,16 @@
 """The picture of an AutoWU run."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+
+from keras_lsb._types import Axes
 
 _BAND = 1.96  # standard deviations on both sides: 95 %
 
 
-def plot(controller, axes=None, losses=None):
+def plot(controller: Any, axes: Axes | None = None, losses: Sequence[float] | None = None) -> Axes:
     """Draws what `AutoWUController.plot` describes."""
     if axes is None:
         from matplotlib import pyplot as plt

@@ -7,10 +7,12 @@ these: their last update has a rate of zero.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from keras_lsb._checks import choice, decay_rate, fraction, positive, whole
+from keras_lsb._types import Tensor
 
 WARMUPS = ("exponential", "linear")
 DECAYS = ("cosine", "constant-cosine", "half-cosine")
@@ -49,7 +51,7 @@ class AutoWURates:
     decay: str | Callable = "cosine"
     cosine_fraction: float = 0.2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checked = {
             "total_steps": whole("total_steps", self.total_steps),
             "warmup_fraction": decay_rate("warmup_fraction", self.warmup_fraction),
@@ -82,13 +84,13 @@ class AutoWURates:
         """The rate from which the decay starts where the warm-up runs into its limit."""
         return self.during_warmup(self.limit - 1) if self.limit else self.max_learning_rate
 
-    def between(self, x: float, highest: float):
+    def between(self, x: float, highest: float) -> Tensor:
         """The rate at a fraction `x` of a warm-up that has reached `highest`."""
         if self.warmup == "linear":
             return self.min_learning_rate + (highest - self.min_learning_rate) * x
         return self.min_learning_rate * (highest / self.min_learning_rate) ** x
 
-    def during_warmup(self, step):
+    def during_warmup(self, step: Tensor) -> Tensor:
         """The rate of a step of the warm-up; a number or an array."""
         return self.between(step / max(self.limit, 1), self.max_learning_rate)
 
@@ -107,7 +109,7 @@ class AutoWURates:
         mean = (1 + start) / 2 if self.warmup == "linear" else (start - 1) / math.log(start)
         return 2 * mean * self.reached(rate)
 
-    def at(self, step, switch_step, peak, xp=np):
+    def at(self, step: Tensor, switch_step: Tensor, peak: Tensor, xp: Any = np) -> Tensor:
         """The rate of a step: that of the warm-up up to `switch_step`, of the decay from `peak` after that.
 
         Numbers or arrays of the library `xp`, which has NumPy's names.
@@ -115,7 +117,7 @@ class AutoWURates:
         warmup = self.during_warmup(xp.minimum(step, switch_step))
         return xp.where(step < switch_step, warmup, self.during_decay(step, switch_step, peak, xp))
 
-    def during_decay(self, step, switch_step, peak, xp=np):
+    def during_decay(self, step: Tensor, switch_step: Tensor, peak: Tensor, xp: Any = np) -> Tensor:
         """The rate of a step after the warm-up, which ended at `switch_step` with `peak` to decay from.
 
         Numbers or arrays of the library `xp`, which has NumPy's names.

@@ -8,12 +8,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize
 
 from keras_lsb._checks import positive
+from keras_lsb._types import Axes
 from keras_lsb.scaling.axes import axes_or_new
 
 _BOUND = math.log(1e6)  # how far outside the measured batch sizes the critical one is looked for
@@ -93,19 +95,19 @@ class CriticalBatch:
             measured_steps=tuple(counts.tolist()),
         )
 
-    def steps(self, batch_size):
+    def steps(self, batch_size: ArrayLike) -> Any:
         """Optimizer steps to the goal at `batch_size` examples, a number or an array."""
         return self.min_steps * (1 + self.critical_batch / _size("batch_size", batch_size))
 
-    def examples(self, batch_size):
+    def examples(self, batch_size: ArrayLike) -> Any:
         """Examples to the goal at `batch_size` examples, a number or an array."""
         return self.min_examples * (1 + _size("batch_size", batch_size) / self.critical_batch)
 
-    def speedup(self, from_batch, to_batch):
+    def speedup(self, from_batch: ArrayLike, to_batch: ArrayLike) -> Any:
         """How many times fewer steps `to_batch` takes than `from_batch`, both in examples."""
         return self.steps(_size("from_batch", from_batch)) / self.steps(_size("to_batch", to_batch))
 
-    def plot(self, ax=None, label: str | None = None):
+    def plot(self, ax: Axes | None = None, label: str | None = None) -> Axes:
         """Draws steps against examples: the fitted hyperbola, the runs, and the critical batch size.
 
         Args:
@@ -131,7 +133,7 @@ class CriticalBatch:
         return ax
 
 
-def _column(name: str, values) -> np.ndarray:
+def _column(name: str, values: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(values, "float64")
     except (TypeError, ValueError):
@@ -141,7 +143,7 @@ def _column(name: str, values) -> np.ndarray:
     return array
 
 
-def _size(name: str, value):
+def _size(name: str, value: Any) -> Any:
     return _column(name, np.ravel(value)).reshape(np.shape(value)) if np.ndim(value) else positive(name, value)
 
 
@@ -155,7 +157,7 @@ def _fit_log_critical_batch(sizes: np.ndarray, steps: np.ndarray) -> tuple[float
     """Logarithm of the critical batch size, and whether the search ended at its bound."""
     low, high = math.log(sizes.min()) - _BOUND, math.log(sizes.max()) + _BOUND
 
-    def residuals(unknown):
+    def residuals(unknown: Sequence[float] | np.ndarray) -> np.ndarray:
         return _residuals(float(unknown[0]), sizes, steps)[0]
 
     # The sum of squares may have a flat stretch on either side, so the descent starts at the best point of a grid.

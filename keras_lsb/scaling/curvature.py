@@ -5,9 +5,11 @@ local Lipschitz constant along the gradient, whose peak early in training is why
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb.scaling.noise_scale import noise_to_signal, signal_and_noise
 
@@ -28,7 +30,7 @@ class Curvature(NamedTuple):
     simple: float
 
 
-def curvature(forms, sq_norms, batch_sizes) -> Curvature:
+def curvature(forms: ArrayLike, sq_norms: ArrayLike, batch_sizes: Sequence[float]) -> Curvature:
     """Curvature and both noise scales from quadratic forms of gradients.
 
     Args:

@@ -10,6 +10,7 @@ on from epoch to epoch, not a maximum of the likelihood.
 
 import functools
 import math
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_thread():
+def one_thread() -> AbstractContextManager:
     """A context in which BLAS runs on one thread: more of them slow matrices of this size down, the busier the more."""
     return _threads().limit(limits=1, user_api="blas")
 

@@ -7,6 +7,7 @@ import math
 
 from keras_lsb._checks import non_negative, positive
 from keras_lsb._keras import ops
+from keras_lsb._types import Tensor
 
 
 def legw(learning_rate: float, warmup_epochs: float, factor: float) -> tuple[float, float]:
@@ -41,7 +42,7 @@ def legw(learning_rate: float, warmup_epochs: float, factor: float) -> tuple[flo
     return rate, non_negative("warmup_epochs", warmup_epochs) * factor
 
 
-def elapsed_epochs(step, steps_per_epoch: float):
+def elapsed_epochs(step: Tensor, steps_per_epoch: float) -> Tensor:
     """Epochs done after `step` updates, as float32; exact where `step` is a whole number of epochs.
 
     The quotient is taken around the nearest whole epoch: XLA turns a division by a constant into a multiplication by
@@ -56,7 +57,7 @@ def elapsed_epochs(step, steps_per_epoch: float):
     return whole + (step - whole * steps_per_epoch) / steps_per_epoch
 
 
-def warmup_ramp(step, warmup_steps: float):
+def warmup_ramp(step: Tensor, warmup_steps: float) -> Tensor:
     """`min(1, step / warmup_steps)` as float32, and 1 where there is no warm-up (`warmup_steps` = 0).
 
     Args:

@@ -5,13 +5,16 @@ arXiv 1812.06162, equations 2.8 to 2.10 and appendix A.1. The interval of a rati
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from keras_lsb._checks import fraction, positive
 from keras_lsb._keras import ops
+from keras_lsb._types import Tensor
 
 
 class NoiseScale(NamedTuple):
@@ -25,7 +28,7 @@ class NoiseScale(NamedTuple):
     simple: float
 
 
-def noise_scale(small_sq_norm, big_sq_norm, small_batch: float, big_batch: float) -> NoiseScale:
+def noise_scale(small_sq_norm: ArrayLike, big_sq_norm: ArrayLike, small_batch: float, big_batch: float) -> NoiseScale:
     """Estimates the gradient noise scale from squared gradient norms at two batch sizes.
 
         grad_sq_norm = (B * big_sq_norm - b * small_sq_norm) / (B - b),    b = small_batch, B = big_batch
@@ -72,12 +75,11 @@ def noise_scale(small_sq_norm, big_sq_norm, small_batch: float, big_batch: float
             raise ValueError(f"`{name}` must be >= 0: it is a squared norm. Received: {name}={norm}")
     grad_sq_norm, trace = signal_and_noise(small, big, small_batch, big_batch)
     simple = noise_to_signal(np.asarray(trace), np.asarray(grad_sq_norm))
-    return NoiseScale(
-        *(value.item() if value.ndim == 0 else value for value in map(np.asarray, (grad_sq_norm, trace, simple)))
-    )
+    parts: list[Any] = [np.asarray(value) for value in (grad_sq_norm, trace, simple)]
+    return NoiseScale(*(part.item() if part.ndim == 0 else part for part in parts))
 
 
-def signal_and_noise(small, big, small_batch, big_batch):
+def signal_and_noise(small: Tensor, big: Tensor, small_batch: Tensor, big_batch: Tensor) -> tuple[Tensor, Tensor]:
     """Parts of a quadratic form of the gradient that has mean `signal + noise / batch size`: `(signal, noise)`.
 
     With squared norms the parts are |G|^2 and tr(Sigma); with g'Hg they are G'HG and tr(H Sigma). Numbers, arrays or
@@ -87,7 +89,7 @@ def signal_and_noise(small, big, small_batch, big_batch):
     return signal, (small - big) / (1 / small_batch - 1 / big_batch)
 
 
-def noise_to_signal(noise, signal, where=np.where):
+def noise_to_signal(noise: Tensor, signal: Tensor, where: Callable = np.where) -> Tensor:
     """noise / signal: inf where the signal is not positive, NaN where both are zero or one is NaN.
 
     Arrays of NumPy, or tensors with `where=ops.where`.
@@ -112,7 +114,9 @@ COLUMNS = (
 )
 
 
-def update_averages(averages, grad_sq_norm, trace, decay, weight=1.0):
+def update_averages(
+    averages: Tensor, grad_sq_norm: Tensor, trace: Tensor, decay: float | Tensor, weight: float | Tensor = 1.0
+) -> Tensor:
     """Adds a measurement to exponential averages of `grad_sq_norm` and `trace`, and to the scatter about them.
 
     A measurement weighs `decay` times less with each later one, and averages are divided by the sum of the weights, so
@@ -186,7 +190,7 @@ class NoiseScaleEstimate(NamedTuple):
         return f"{self.simple:.4g} examples [{self.low:.4g}, {self.high:.4g}]"
 
 
-def estimate(averages, confidence: float = 0.9) -> NoiseScaleEstimate:
+def estimate(averages: ArrayLike, confidence: float = 0.9) -> NoiseScaleEstimate:
     """The noise scale of one row of averages.
 
     The interval holds the ratios r for which the average of trace - r * grad_sq_norm is compatible with zero by

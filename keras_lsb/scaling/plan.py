@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_lsb._checks import non_negative, positive
+from keras_lsb._types import Axes
 from keras_lsb.scaling.axes import axes_or_new
 from keras_lsb.scaling.critical_batch import CriticalBatch
 from keras_lsb.scaling.legw import legw
@@ -52,7 +53,7 @@ class Plan(tuple[PlanRow, ...]):
         ]
         return "\n".join(lines)
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draws time against cost, relative to now, with the number of devices at each point; returns the axes."""
         ax = axes_or_new(ax)
         ax.plot([row.cost for row in self], [row.speedup for row in self], "o-", linewidth=1, markersize=4)

@@ -1,10 +1,13 @@
 """AutoWU as a Keras learning-rate schedule."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from keras_lsb import _keras
 from keras_lsb._checks import whole
 from keras_lsb._keras import ops
+from keras_lsb._types import Tensor
 from keras_lsb.scaling.autowu import AutoWUController, Decision
 
 
@@ -49,7 +52,16 @@ class AutoWU(_keras.LearningRateSchedule):
         [1e-05, 0.003162, 0.891251, 0.891251, 0.0]
     """
 
-    def __init__(self, total_steps, *, steps_per_check=None, decay="cosine", state=None, name=None, **options):
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        steps_per_check: int | None = None,
+        decay: str | Callable = "cosine",
+        state: dict | None = None,
+        name: str | None = None,
+        **options: Any,
+    ):
         super().__init__()
         self.steps_per_check = None if steps_per_check is None else whole("steps_per_check", steps_per_check)
         self.options = {"decay": decay, **options}
@@ -58,14 +70,16 @@ class AutoWU(_keras.LearningRateSchedule):
                 warnings.simplefilter("ignore")  # whether decisions are too rare is not known yet
             controller = AutoWUController(total_steps, self.steps_per_check or 1, **self.options)
         self.rates, self.name = controller.rates, name
-        self.controller, self.pending, self.before_save = None, [], None
+        self.controller: Any = None  # an `AutoWUController` once it has begun
+        self.pending: list[float] = []
+        self.before_save: Callable[[], None] | None = None
         self._switch_step, self._peak = (
             _keras.scalar(float(value)) for value in (self.rates.limit, self.rates.limit_peak)
         )
         if state is not None:
             self.load_state(state)
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor) -> Tensor:
         """Learning rate after `step` updates, float32."""
         step = ops.cast(step, "float32")
         switch_step, peak = _keras.read(self._switch_step), _keras.read(self._peak)
@@ -88,7 +102,7 @@ class AutoWU(_keras.LearningRateSchedule):
             )
         return self.controller
 
-    def update(self, losses, iterations: int) -> Decision:
+    def update(self, losses: Sequence[float], iterations: int) -> Decision:
         """Takes the losses between two decisions and decides.
 
         Args:
@@ -133,7 +147,7 @@ class AutoWU(_keras.LearningRateSchedule):
         self.controller, self.pending = controller, list(state["pending"])
         self._set(state["switch_step"], state["peak"])
 
-    def get_config(self):
+    def get_config(self) -> dict:
         decay = self.options["decay"]
         return {
             "total_steps": self.rates.total_steps,
@@ -145,7 +159,7 @@ class AutoWU(_keras.LearningRateSchedule):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> Self:
         config = dict(config)
         if isinstance(config.get("decay"), dict):
             config["decay"] = _keras.deserialize_schedule(config["decay"], custom_objects=custom_objects)

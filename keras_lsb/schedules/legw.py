@@ -2,6 +2,7 @@
 
 from keras_lsb import _keras
 from keras_lsb._checks import non_negative, positive
+from keras_lsb._types import Schedule
 from keras_lsb.scaling.legw import legw
 from keras_lsb.schedules.warmup import LinearWarmup
 
@@ -46,7 +47,15 @@ class LEGW(LinearWarmup):
     """
 
     def __init__(
-        self, learning_rate, *, base_batch_size, batch_size, steps_per_epoch, warmup_epochs, epochs=None, name=None
+        self,
+        learning_rate: float | Schedule,
+        *,
+        base_batch_size: float,
+        batch_size: float,
+        steps_per_epoch: float,
+        warmup_epochs: float,
+        epochs: float | None = None,
+        name: str | None = None,
     ):
         self.base_batch_size = positive("base_batch_size", base_batch_size)
         self.batch_size = positive("batch_size", batch_size)
@@ -66,7 +75,7 @@ class LEGW(LinearWarmup):
         """Batch-size factor k."""
         return self.batch_size / self.base_batch_size
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **self._recipe_config(),
             "base_batch_size": self.base_batch_size,

@@ -1,10 +1,12 @@
 """A linear warm-up around any schedule, with both read in epochs."""
 
 import warnings
+from typing import Self
 
 from keras_lsb import _keras
 from keras_lsb._checks import non_negative, positive
 from keras_lsb._keras import ops
+from keras_lsb._types import Schedule, Tensor
 from keras_lsb.scaling.legw import elapsed_epochs, warmup_ramp
 
 # Longer than any published recipe: a horizon beyond it is almost surely a number of steps.
@@ -37,7 +39,16 @@ class LinearWarmup(_keras.LearningRateSchedule):
         ValueError: an argument out of range; the message names it and its value.
     """
 
-    def __init__(self, learning_rate, *, steps_per_epoch, warmup_epochs, multiplier=1.0, epochs=None, name=None):
+    def __init__(
+        self,
+        learning_rate: float | Schedule,
+        *,
+        steps_per_epoch: float,
+        warmup_epochs: float,
+        multiplier: float = 1.0,
+        epochs: float | None = None,
+        name: str | None = None,
+    ):
         super().__init__()
         is_schedule = isinstance(learning_rate, _keras.LearningRateSchedule)
         self.learning_rate = learning_rate if is_schedule else positive("learning_rate", learning_rate)
@@ -53,7 +64,7 @@ class LinearWarmup(_keras.LearningRateSchedule):
         """Length of the warm-up in steps, not rounded."""
         return self.warmup_epochs * self.steps_per_epoch
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor) -> Tensor:
         """Learning rate after `step` updates, float32."""
         rate = self.learning_rate
         if isinstance(rate, _keras.LearningRateSchedule):
@@ -69,17 +80,17 @@ class LinearWarmup(_keras.LearningRateSchedule):
             f"{self.warmup_steps:.6g} steps, {self.steps_per_epoch:.6g} steps per epoch"
         )
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**self._recipe_config(), "warmup_epochs": self.warmup_epochs, "multiplier": self.multiplier}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> Self:
         config = dict(config)
         if isinstance(config["learning_rate"], dict):
             config["learning_rate"] = _keras.deserialize_schedule(config["learning_rate"], custom_objects)
         return cls(**config)
 
-    def _recipe_config(self):
+    def _recipe_config(self) -> dict:
         rate = self.learning_rate
         return {
             "learning_rate": _keras.serialize_schedule(rate) if isinstance(rate, _keras.LearningRateSchedule) else rate,
@@ -88,7 +99,7 @@ class LinearWarmup(_keras.LearningRateSchedule):
             "name": self.name,
         }
 
-    def _warn_of_units(self):
+    def _warn_of_units(self) -> None:
         longest = _longest_argument(self.learning_rate)
         limit = _PLAUSIBLE_EPOCHS if self.epochs is None else 2 * self.epochs
         if longest is not None and longest[1] > limit:
@@ -113,7 +124,7 @@ class LinearWarmup(_keras.LearningRateSchedule):
         return self.warmup_epochs
 
 
-def _longest_argument(schedule) -> tuple[str, float] | None:
+def _longest_argument(schedule: float | Schedule) -> tuple[str, float] | None:
     """The largest argument of a Keras schedule that is a length on its axis, with its name; None if there is none."""
     if not isinstance(schedule, _keras.LearningRateSchedule):
         return None
@@ -123,7 +134,7 @@ def _longest_argument(schedule) -> tuple[str, float] | None:
     return max(found, key=lambda item: item[1], default=None)
 
 
-def _end(schedule) -> float | None:
+def _end(schedule: Schedule) -> float | None:
     """Where a schedule that ends does end; None for one that may go on, or that is a number."""
     schedules = _keras.keras.optimizers.schedules
     ends = isinstance(schedule, (schedules.CosineDecay, schedules.PolynomialDecay))

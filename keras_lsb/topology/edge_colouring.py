@@ -99,12 +99,12 @@ class _Colouring:
 
     def __init__(self, nodes: int, colours: int):
         self._colours = range(colours)
-        self._across = [{} for _ in range(nodes)]  # of a node: colour -> neighbour
-        self._colour = {}  # (node, neighbour) -> colour, both ways
+        self._across: list[dict[int, int]] = [{} for _ in range(nodes)]  # of a node: colour -> neighbour
+        self._colour: dict[tuple[int, int], int] = {}  # (node, neighbour) -> colour, both ways
 
     def matchings(self) -> tuple[Matching, ...]:
         """The edges of each colour."""
-        groups = [[] for _ in self._colours]
+        groups: list[list] = [[] for _ in self._colours]
         for (u, v), colour in self._colour.items():
             if u < v:
                 groups[colour].append((u, v))

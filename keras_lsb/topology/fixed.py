@@ -9,8 +9,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._checks import whole
 from keras_lsb.topology.edge_colouring import Edge, colour_edges
@@ -83,7 +85,7 @@ def complete(nodes: int) -> Topology:
     return _metropolis(f"complete({nodes})", nodes, itertools.combinations(range(nodes), 2))
 
 
-def from_networkx(graph) -> Topology:
+def from_networkx(graph: Any) -> Topology:
     """A fixed graph from an undirected graph of networkx, with Metropolis weights.
 
     Nodes labelled 0 to n - 1 keep their numbers; with other labels node k is the k-th of `graph.nodes`. Self loops,
@@ -108,7 +110,7 @@ def from_networkx(graph) -> Topology:
     return _metropolis(f"from_networkx({graph.name or 'graph'!r}, {nodes} nodes)", nodes, edges)
 
 
-def from_matrix(matrix, name: str = "from_matrix(...)") -> Topology:
+def from_matrix(matrix: ArrayLike, name: str = "from_matrix(...)") -> Topology:
     """A fixed graph from its mixing matrix.
 
     Entries off the diagonal are the weights of the edges; an edge takes the mean of its two entries, and the diagonal

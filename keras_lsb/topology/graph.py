@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from keras_lsb._checks import decay_rate, whole
+from keras_lsb._types import Axes
 from keras_lsb.topology.edge_colouring import Matching
 from keras_lsb.topology.spectrum import averaging_growth
 
@@ -48,7 +49,7 @@ class Topology:
     matchings: tuple[Matching, ...]
     weights: tuple[tuple[float, ...], ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         whole("nodes", self.nodes)
         if self.period not in (1, len(self.matchings)):
             raise ValueError(
@@ -151,14 +152,14 @@ class Topology:
         place = [int(node) for node in permutation]
         matchings, weights = [], []
         for matching, values in zip(self.matchings, self.weights, strict=True):
-            edges = [tuple(sorted((place[i], place[j]))) for i, j in matching]
+            edges = [(min(place[i], place[j]), max(place[i], place[j])) for i, j in matching]
             pairs = sorted(zip(edges, values, strict=True))
             matchings.append(tuple(edge for edge, _ in pairs))
             weights.append(tuple(weight for _, weight in pairs))
         name = f"{self.name}.relabelled(...)"
         return Topology(name, self.nodes, self.period, tuple(matchings), tuple(weights))
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the nodes on a circle and each matching in a colour of its own; returns the matplotlib axes.
 
         Args:

@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 
+from keras_lsb._types import Axes
 from keras_lsb.scaling.axes import axes_or_new
+from keras_lsb.topology.graph import Topology
 
 _COLOURS = 10  # of the colour cycle "C0" to "C9", and entries of the legend
 
 
-def plot(topology, ax=None):
+def plot(topology: Topology, ax: Axes | None = None) -> Axes:
     """Draws what `Topology.plot` describes."""
     ax = axes_or_new(ax)
     angles = 2 * math.pi * np.arange(topology.nodes) / topology.nodes

@@ -1,9 +1,10 @@
 """Training on many nodes in one process, as arrays: what a topology, a method and a learning rate would do."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._checks import choice, decay_rate, non_negative, whole
 from keras_lsb.rules import decentlam, decentlam_message, dmsgd, dmsgd_message
@@ -33,7 +34,7 @@ class Simulation(NamedTuple):
     consensus_distance: np.ndarray
 
 
-def consensus_distance(weights) -> float:
+def consensus_distance(weights: ArrayLike) -> float:
     """How far the nodes are from their average, relative to it: sum_i ||x_i - xbar||^2 / (nodes * ||xbar||^2).
 
     0 where all agree; infinite where they do not and their average is 0.
@@ -56,7 +57,7 @@ def consensus_distance(weights) -> float:
 def simulate(
     topology: Topology,
     gradients: Callable[[np.ndarray, int], np.ndarray],
-    start,
+    start: ArrayLike,
     *,
     method: str = "DecentLaM",
     learning_rate: float | Callable[[int], float],
@@ -131,7 +132,7 @@ def disagreement(topology: Topology, messages: np.ndarray, step: int = 0) -> np.
     return total
 
 
-def _rows(name: str, values) -> np.ndarray:
+def _rows(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if not np.issubdtype(array.dtype, np.floating):
         array = array.astype("float64")
@@ -140,7 +141,7 @@ def _rows(name: str, values) -> np.ndarray:
     return array
 
 
-def _start(start, nodes: int) -> np.ndarray:
+def _start(start: ArrayLike, nodes: int) -> np.ndarray:
     """A row of weights for each node."""
     rows = _rows("start", [start] if np.ndim(start) == 1 else start)
     if not np.all(np.isfinite(rows)):
@@ -152,7 +153,7 @@ def _start(start, nodes: int) -> np.ndarray:
     return rows
 
 
-def _same_shape(name: str, values, weights: np.ndarray) -> np.ndarray:
+def _same_shape(name: str, values: ArrayLike, weights: np.ndarray) -> np.ndarray:
     array = np.asarray(values, weights.dtype)
     if array.shape != weights.shape:
         raise ValueError(f"`{name}` must return an array of shape {weights.shape}. Received: shape {array.shape}")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_lsb._checks import choice, decay_rate
 from keras_lsb.topology.graph import ROW_SUM_TOLERANCE, Topology
@@ -103,7 +104,7 @@ def _stable_up_to(growth_at: Callable[[float], float], below: float) -> float:
     return next((value - 1 for value in range(1, end) if growth_at(value / 100) >= 1), end - 1) / 100
 
 
-def _matrices(values) -> list[np.ndarray]:
+def _matrices(values: ArrayLike) -> list[np.ndarray]:
     """The mixing matrices of an array or of a sequence of arrays."""
     array = np.asarray(values, "float64")
     matrices = array[None] if array.ndim == 2 else array

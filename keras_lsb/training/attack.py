@@ -2,12 +2,16 @@
 
 import contextlib
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras, rules
 from keras_lsb._checks import choice, proportion, whole
 from keras_lsb._keras import ops
+from keras_lsb._types import Radius, Structure, Tensor, ValueRange
 from keras_lsb.distribute.reduction import replica_index
 
 tf = _keras.tensorflow
@@ -22,7 +26,15 @@ class Attack:
     """
 
     def __init__(
-        self, epsilon, step_size=None, attack_steps=1, *, random_start=0.0, target=None, value_range=None, seed=0
+        self,
+        epsilon: Radius,
+        step_size: Radius | None = None,
+        attack_steps: int = 1,
+        *,
+        random_start: float = 0.0,
+        target: str | None = None,
+        value_range: ValueRange | None = None,
+        seed: int = 0,
     ):
         self.epsilon = _radius("epsilon", epsilon)
         self.attack_steps = whole("attack_steps", attack_steps)
@@ -38,7 +50,7 @@ class Attack:
         names = ("epsilon", "step_size", "attack_steps", "random_start", "target", "value_range", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def __call__(self, loss_of, inputs: dict, targets, index) -> dict:
+    def __call__(self, loss_of: Callable, inputs: dict, targets: Structure, index: int | Tensor) -> dict:
         """Adversarial versions of `inputs`, of the same shapes and types.
 
         Args:
@@ -109,7 +121,7 @@ class Attack:
                     stacklevel=2,
                 )
 
-    def _start(self, inputs: dict, balls: dict, index) -> dict:
+    def _start(self, inputs: dict, balls: dict[str, tuple[Tensor, Tensor]], index: int | Tensor) -> dict:
         if not self.random_start:
             return inputs
         coin = tf.random.stateless_uniform([], _seed(self.seed, index, 0))  # the same on all replicas: one per batch
@@ -121,7 +133,7 @@ class Attack:
             images[name] = rules.random_start(x, noise, coin, epsilon, *balls[name], self.random_start)
         return images
 
-    def _attacked_targets(self, targets, predictions, index):
+    def _attacked_targets(self, targets: Structure, predictions: Structure, index: int | Tensor) -> Structure:
         if self.target is None:
             return targets
         if any(len(_keras.leaves(structure)) != 1 for structure in (targets, predictions)):
@@ -136,7 +148,7 @@ class Attack:
         offsets = tf.random.stateless_uniform(shape, seed, 1, classes, tf.int32)
         return rules.shifted_targets(targets, offsets, classes)
 
-    def _step(self, name: str, descend: bool):
+    def _step(self, name: str, descend: bool) -> np.ndarray:
         step = _of_input(self.step_size, name)
         step = np.asarray(_of_input(self.epsilon, name)) / self.attack_steps if step is None else np.asarray(step)
         return -step if descend else step
@@ -160,11 +172,11 @@ def _digits(dtype: str) -> int:
     return {"bfloat16": 7, "float16": 10, "float32": 23}.get(dtype, 52)
 
 
-def _array(x) -> np.ndarray:
+def _array(x: Structure) -> np.ndarray:
     return np.asarray(tf.cast(x, tf.float64))
 
 
-def _require_in_range(name: str, x: np.ndarray, value_range) -> None:
+def _require_in_range(name: str, x: np.ndarray, value_range: Sequence) -> None:
     low, high = (np.asarray(bound) for bound in value_range)
     slack = 1e-5 * np.abs(high - low)  # bounds and data are rounded separately
     if (x < low - slack).any() or (x > high + slack).any():
@@ -174,7 +186,7 @@ def _require_in_range(name: str, x: np.ndarray, value_range) -> None:
         )
 
 
-def device_scope(devices):
+def device_scope(devices: str | list[str] | None) -> AbstractContextManager:
     """The scope of the device to attack on: that of `devices`, one for all replicas or a list with one for each.
 
     Raises:
@@ -197,16 +209,16 @@ def _stopped(images: dict) -> dict:
     return {name: ops.stop_gradient(image) for name, image in images.items()}
 
 
-def _seed(seed: int, index, purpose: int, replica=0):
+def _seed(seed: int, index: int | Tensor, purpose: int, replica: int | Tensor = 0) -> Tensor:
     key = tf.stack([tf.cast(seed, tf.int32), tf.cast(index, tf.int32)])
     return tf.random.fold_in(key, tf.cast(replica, tf.int32) * 1024 + purpose)
 
 
-def _of_input(value, name: str):
+def _of_input(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else value
 
 
-def _radius(name: str, value):
+def _radius(name: str, value: Any) -> Any:
     """A number or a tuple of numbers, one per channel, or a dict of such by input."""
     if isinstance(value, dict):
         return {key: _radius(name, one) for key, one in value.items()}
@@ -219,7 +231,7 @@ def _radius(name: str, value):
     return numbers.tolist() if numbers.ndim else float(numbers)
 
 
-def _checked_range(value):
+def _checked_range(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _checked_range(one) for key, one in value.items()}
     try:

@@ -1,14 +1,25 @@
 """The compiled loss of a model for one of several branches of a training step."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Model, Structure, Tensor
 from keras_lsb.distribute.reduction import replica_count
 
 tf = _keras.tensorflow
 
 
-def branch_loss(model, x, y, y_pred, sample_weight=None, *, counts_outputs=False):
+def branch_loss(
+    model: Model,
+    x: Structure,
+    y: Structure,
+    y_pred: Structure,
+    sample_weight: Structure = None,
+    *,
+    counts_outputs: bool = False,
+) -> Tensor:
     """The loss of predictions without regularization, divided by the number of replicas as Keras' compiled losses are.
 
     Of type float64 where it is computed in that, float32 otherwise. A `compute_loss` that overrides Keras' own is taken
@@ -24,7 +35,9 @@ def branch_loss(model, x, y, y_pred, sample_weight=None, *, counts_outputs=False
     return loss if loss.dtype == tf.float64 else tf.cast(loss, tf.float32)
 
 
-def _branch_loss(model, x, y, y_pred, sample_weight, counts_outputs: bool):
+def _branch_loss(
+    model: Model, x: Structure, y: Structure, y_pred: Structure, sample_weight: Structure, counts_outputs: bool
+) -> Tensor:
     if overrides_loss(model):
         return model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
     if _keras.LEGACY:
@@ -36,20 +49,20 @@ def _branch_loss(model, x, y, y_pred, sample_weight, counts_outputs: bool):
         return model._compile_loss(y, y_pred, sample_weight)
 
 
-def additional_loss(model, dtype):
+def additional_loss(model: Model, dtype: Any) -> Tensor:
     """Sum of the losses of regularizers and layers since the last pass, divided likewise; 0 if there are none."""
     if overrides_loss(model) or not model.losses:
         return 0.0
     return tf.add_n([tf.cast(loss, dtype) for loss in model.losses]) / replica_count()
 
 
-def overrides_loss(model) -> bool:
+def overrides_loss(model: Model) -> bool:
     """Whether the model inside a wrapper computes its loss itself."""
     return type(model.model).compute_loss is not _keras.Model.compute_loss
 
 
 @contextlib.contextmanager
-def _quiet(losses, y_pred, counts_outputs: bool):
+def _quiet(losses: Any, y_pred: Structure, counts_outputs: bool) -> Iterator[None]:
     """Within it, tf_keras' container of losses adds what it computes to no metric, or to those of outputs only."""
     if not losses.built:
         losses.build(y_pred)
@@ -66,5 +79,5 @@ def _quiet(losses, y_pred, counts_outputs: bool):
 class _Silent:
     """A metric that takes no notice."""
 
-    def update_state(self, *arguments, **keywords) -> None:
+    def update_state(self, *arguments: Any, **keywords: Any) -> None:
         """Does nothing."""

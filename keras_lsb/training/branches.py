@@ -2,8 +2,12 @@
 
 import contextlib
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 from keras_lsb import _keras
+from keras_lsb._types import Layer, Model, Tensor, Variable
 from keras_lsb.distribute.reduction import local_copy
 
 keras = _keras.keras
@@ -12,21 +16,21 @@ if _keras.LEGACY:  # whose synchronized kind is no subclass of the plain one
     _NORMALIZATIONS += (keras.layers.experimental.SyncBatchNormalization,)
 
 
-def normalizations(model) -> list:
+def normalizations(model: Model) -> list:
     """The layers of a model, nested ones included, that normalize with statistics of the batch."""
     return [layer for layer in model._flatten_layers() if isinstance(layer, _NORMALIZATIONS)]
 
 
-class AdversarialSet(keras.layers.Layer):
+class AdversarialSet(_keras.Layer):
     """For each batch normalization of a model another one, with gamma, beta and moving statistics of its own."""
 
-    def __init__(self, name="adversarial_set"):
+    def __init__(self, name: str = "adversarial_set"):
         super().__init__(name=name)
         self.built = True
-        self.layers = []
-        self._originals = ()
+        self.layers: list[Layer] = []
+        self._originals: tuple = ()
 
-    def fill(self, model) -> None:
+    def fill(self, model: Model) -> None:
         """Creates the second set of a built model, once."""
         originals = normalizations(model)
         if self._originals or not originals:
@@ -49,7 +53,7 @@ class AdversarialSet(keras.layers.Layer):
             for source, variable in zip(layer.weights, twin.weights, strict=True):
                 variable.assign(_keras.read(source))
 
-    def in_place(self):
+    def in_place(self) -> AbstractContextManager:
         """A context in which the model normalizes with this set."""
         pairs = list(zip(self._originals, self.layers, strict=True))
         for layer, twin in pairs:
@@ -59,7 +63,9 @@ class AdversarialSet(keras.layers.Layer):
 
 
 @contextlib.contextmanager
-def leaving_state(model, adversarial_set, values=()):
+def leaving_state(
+    model: Model, adversarial_set: AdversarialSet, values: Iterable[tuple[Variable, Tensor]] = ()
+) -> Iterator[None]:
     """Within it, passes through the model read its state and change none of it, in training mode too.
 
     Keras 3: nothing at all. tf_keras: no moving statistics, the only state of its own layers that is a variable.
@@ -78,7 +84,7 @@ def leaving_state(model, adversarial_set, values=()):
 
 
 @contextlib.contextmanager
-def swapped(values):
+def swapped(values: Iterable[tuple[Variable, Tensor]]) -> Iterator[None]:
     """Within it, variables of tf_keras have other values; `values` are pairs of both. Those they had come back."""
     if not _keras.LEGACY or not values:
         yield
@@ -98,7 +104,7 @@ _active = threading.local()  # replicas are traced in threads of their own, in t
 
 
 @contextlib.contextmanager
-def redirected(methods: list):
+def redirected(methods: list) -> Iterator[None]:
     """Within it, in this thread, calls of methods go to others. `methods` are (owner, name, replacement)."""
     stack = _active.__dict__.setdefault("stack", [])
     for owner, name, _ in methods:
@@ -116,14 +122,14 @@ class _Redirection:
     """Stands in a layer's attributes for one of its methods, as long as any thread redirects it."""
 
     @staticmethod
-    def install(owner, name: str) -> None:
+    def install(owner: Any, name: str) -> None:
         found = owner.__dict__.get(name)
         if not isinstance(found, _Redirection):
             found = _Redirection(owner, name)
             object.__setattr__(owner, name, found)
         found._uses += 1
 
-    def __init__(self, owner, name: str):
+    def __init__(self, owner: Any, name: str):
         self._owner, self._name, self._uses = owner, name, 0
         self._own = owner.__dict__.get(name)
         self._stock = getattr(owner, name)
@@ -136,7 +142,7 @@ class _Redirection:
         if self._own is not None:
             object.__setattr__(self._owner, self._name, self._own)
 
-    def __call__(self, *arguments, **keywords):
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         for redirections in reversed(_active.__dict__.get("stack", [])):
             if replacement := redirections.get((id(self._owner), self._name)):
                 return replacement(*arguments, **keywords)

@@ -5,11 +5,15 @@ algorithm 1.
 """
 
 import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
 from keras_lsb import _keras
 from keras_lsb._checks import choice, non_negative, whole
+from keras_lsb._types import Model, Radius, Structure, Tensor, ValueRange, Variable
 from keras_lsb.distribute.reduction import local_variable, replica_count, sum_over_replicas
 from keras_lsb.training.microbatched import Microbatched
 
@@ -82,33 +86,33 @@ class ConAdv(Microbatched):
 
     def __init__(
         self,
-        model,
-        epsilon,
-        step_size=None,
-        attack_steps=1,
-        staleness=1,
+        model: Model,
+        epsilon: Radius,
+        step_size: Radius | None = None,
+        attack_steps: int = 1,
+        staleness: int = 1,
         *,
-        mode="concurrent",
-        loss_weights=(1.0, 1.0),
-        random_start=0.0,
-        target=None,
-        value_range=None,
-        perturb=None,
-        attack_training=True,
-        attack_device=None,
-        seed=0,
-        microbatches=1,
-        noise_scale=True,
-        decay=0.99,
-        interval=1,
-        groups=None,
-        name=None,
+        mode: str = "concurrent",
+        loss_weights: tuple[float, float] = (1.0, 1.0),
+        random_start: float = 0.0,
+        target: str | None = None,
+        value_range: ValueRange | None = None,
+        perturb: str | Sequence[str] | None = None,
+        attack_training: bool = True,
+        attack_device: str | Sequence[str] | None = None,
+        seed: int = 0,
+        microbatches: int = 1,
+        noise_scale: bool = True,
+        decay: float = 0.99,
+        interval: int = 1,
+        groups: dict[str, str] | None = None,
+        name: str | None = None,
     ):
         if tf is None:
             raise ValueError(f"`ConAdv` runs on TensorFlow. Received: backend {_keras.BACKEND!r}")
         if isinstance(model, ConAdv):
             raise ValueError("`model` must not be a `ConAdv` itself")
-        splitting = {"microbatches": microbatches, "noise_scale": noise_scale, "decay": decay}
+        splitting: dict[str, Any] = {"microbatches": microbatches, "noise_scale": noise_scale, "decay": decay}
         splitting |= {"interval": interval, "groups": groups}
         if isinstance(model, Microbatched):
             splitting = {name: getattr(model, name) for name in splitting}
@@ -146,7 +150,7 @@ class ConAdv(Microbatched):
     def _has_two_branches(self) -> bool:
         return self.mode in ("concurrent", "sequential")
 
-    def compile(self, *arguments, **keywords):
+    def compile(self, *arguments: Any, **keywords: Any) -> None:
         if self.attack_device is not None and keywords.get("jit_compile") is True:
             raise ValueError(
                 "`jit_compile` must be False with an `attack_device`: XLA compiles for one device. "
@@ -164,12 +168,12 @@ class ConAdv(Microbatched):
         """Raises a ValueError: batches of `fit` cannot be accumulated here."""
         raise ValueError("`ConAdv` updates once per batch of `fit`: use its `microbatches` to split a larger batch")
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Callable:
         if self.train_function is None or force:
             self.train_function = LookAhead(self)
         return self.train_function
 
-    def train_step(self, data):
+    def train_step(self, data: Structure) -> dict:
         """One update. `data` is a batch, or a `Step` with the examples that were made for it before."""
         step = data if isinstance(data, Step) else Step(data, None, None, [])
         x, y, sample_weight = _keras.unpack(step.batch)
@@ -184,7 +188,15 @@ class ConAdv(Microbatched):
         self.steps.assign_add(1.0)
         return logs
 
-    def craft(self, batch, index, values=(), *, main_set=False, training=None) -> dict:
+    def craft(
+        self,
+        batch: Structure,
+        index: int | Tensor,
+        values: Iterable[tuple[Variable, Tensor]] = (),
+        *,
+        main_set: bool = False,
+        training: bool | Tensor | None = None,
+    ) -> dict:
         """Adversarial versions of a batch's inputs by name, made without a change of any state of the model.
 
         Args:
@@ -199,7 +211,7 @@ class ConAdv(Microbatched):
         training = self.attack_training if training is None else training
         main_set = main_set or not self._has_two_branches
 
-        def loss_of(images, targets_of):
+        def loss_of(images: dict, targets_of: Callable) -> Tensor:
             attacked = with_inputs(x, named, images)
             with leaving_state(self, self.adversarial_set, values), self._normalizing(main_set):
                 y_pred = self.model(attacked, training=training)
@@ -209,11 +221,11 @@ class ConAdv(Microbatched):
         with device_scope(self.attack_device), swapped(values):
             return self.attack(loss_of, perturbed_inputs(named, self.perturb), y, index)
 
-    def craft_now(self, batch) -> dict:
+    def craft_now(self, batch: Structure) -> dict:
         """Adversarial versions of the batch that is trained on next, with the weights kept for it."""
         return self.craft(batch, tf.convert_to_tensor(self.steps), self._memory.kept.oldest())
 
-    def adversarial_examples(self, x, y, *, batch_size: int = 128):
+    def adversarial_examples(self, x: Structure, y: Structure, *, batch_size: int = 128) -> Structure:
         """Adversarial versions of x, NumPy arrays in its structure, against the model as it is used.
 
         The attack is that of the arguments, on the present weights, with the main statistics at inference: `evaluate`
@@ -239,7 +251,7 @@ class ConAdv(Microbatched):
         named = named_inputs(self.model, x)
         return with_inputs(x, named, {name: np.concatenate([one[name] for one in found]) for name in found[0]})
 
-    def prepare(self, batch) -> None:
+    def prepare(self, batch: Structure) -> None:
         """What the first batch needs and shows, outside of replicas: variables, and inputs that cannot be attacked."""
         if self._memory.prepared:
             return
@@ -257,7 +269,9 @@ class ConAdv(Microbatched):
             self._begin()
         self._memory.prepared = True
 
-    def training_loss(self, x, y, sample_weight, examples):
+    def training_loss(
+        self, x: Structure, y: Structure, sample_weight: Structure, examples: int | Tensor
+    ) -> tuple[Structure, Tensor]:
         clean, adversarial = x
         inputs = with_inputs(clean, named_inputs(self.model, clean), adversarial)
         main, weight = (inputs, self.loss_weights[1]) if self.mode == "adversarial" else (clean, self.loss_weights[0])
@@ -272,7 +286,15 @@ class ConAdv(Microbatched):
         self._count_losses(losses, examples)
         return y_pred, total
 
-    def update_training_metrics(self, loss, examples, x, y, y_pred, sample_weight) -> None:
+    def update_training_metrics(
+        self,
+        loss: Tensor,
+        examples: int | Tensor,
+        x: Structure,
+        y: Structure,
+        y_pred: Structure,
+        sample_weight: Structure,
+    ) -> None:
         if _keras.LEGACY:  # where Keras' own step adds it when it computes the loss
             _keras.loss_tracker(self).update_state(loss, sample_weight=examples)
         super().update_training_metrics(loss, examples, x[0], y, y_pred, sample_weight)
@@ -285,30 +307,30 @@ class ConAdv(Microbatched):
         names = ["adversarial_loss"] if self.mode == "adversarial" else ["clean_loss", "adversarial_loss"]
         return {**logs, **{name: sums[1 + place] / sums[0] for place, name in enumerate(names)}}
 
-    def reset_metrics(self):
+    def reset_metrics(self) -> None:
         super().reset_metrics()
         if self._memory.losses is not None:
             self._memory.losses.assign(tf.zeros([3]))
 
-    def save(self, *arguments, **keywords):
+    def save(self, *arguments: Any, **keywords: Any) -> Any:
         """Saves the wrapped model: see its `save`. `save_weights` keeps what a run needs to go on."""
         return self.model.save(*arguments, **keywords)
 
-    def export(self, *arguments, **keywords):
+    def export(self, *arguments: Any, **keywords: Any) -> Any:
         """Exports the wrapped model: see its `export`."""
         return self.model.export(*arguments, **keywords)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         own = ("staleness", "mode", "loss_weights", "perturb", "attack_training", "attack_device")
         return {**super().get_config(), **self.attack.get_config(), **{name: getattr(self, name) for name in own}}
 
-    def _symbolic_build(self, *arguments, data_batch=None, **keywords):
+    def _symbolic_build(self, *arguments: Any, data_batch: Tensor | None = None, **keywords: Any) -> Any:
         """Keras 3 makes the optimizer's variables in it: those of the adversarial set must exist before."""
         if not self._memory.complete:
             self._build_inner(_keras.unpack(data_batch)[0])
         return super()._symbolic_build(*arguments, data_batch=data_batch, **keywords)
 
-    def _build(self, batch) -> None:
+    def _build(self, batch: Structure) -> None:
         x, y, _ = batch
         if not _keras.LEGACY:
             self._symbolic_build(data_batch=batch)
@@ -318,7 +340,7 @@ class ConAdv(Microbatched):
             if not container.built:
                 container.build(*arguments)
 
-    def _build_inner(self, x):
+    def _build_inner(self, x: Structure) -> Structure:
         y_pred = self.model(x, training=False)
         self.built = True
         self._complete()
@@ -349,19 +371,19 @@ class ConAdv(Microbatched):
             attacked += [variable for layer in layers for variable in layer.non_trainable_variables]
         return attacked
 
-    def _normalizing(self, main_set: bool):
+    def _normalizing(self, main_set: bool) -> AbstractContextManager:
         return contextlib.nullcontext() if main_set else self.adversarial_set.in_place()
 
-    def _attack_at_inference(self, batch, index):
+    def _attack_at_inference(self, batch: Structure, index: int | Tensor) -> dict:
         return self.craft(batch, index, main_set=True, training=False)
 
-    def _count_losses(self, losses: list, examples) -> None:
+    def _count_losses(self, losses: list, examples: int | Tensor) -> None:
         count = tf.cast(examples, tf.float32)
         values = [tf.where(count > 0, tf.cast(loss, tf.float32) * replica_count() * count, 0.0) for loss in losses]
         values += [tf.zeros([])] * (2 - len(values))
         self._memory.losses.assign_add(tf.stop_gradient(tf.stack([count, *values])))
 
-    def _shares(self, batch) -> list:
+    def _shares(self, batch: Structure) -> list:
         """(x, y, sample_weight) of each replica of this process."""
         local = self.distribute_strategy.experimental_local_results
         return [
@@ -375,19 +397,19 @@ class ConAdv(Microbatched):
 class Memory:
     """What a model holds for training, out of sight of Keras' tracking, or tracked as weights already."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.complete = self.prepared = False
-        self.kept = None  # `KeptWeights` of what attacks depend on
-        self.losses = None  # of the branches: [examples, sum of the main one, sum of the adversarial one]
-        self.attack_function = None
+        self.kept: Any = None  # `KeptWeights` of what attacks depend on
+        self.losses: Variable = None  # of the branches: [examples, sum of the main one, sum of the adversarial one]
+        self.attack_function: Callable | None = None
 
 
-def _pair_of_weights(weights) -> tuple[float, float]:
+def _pair_of_weights(weights: Sequence[float]) -> tuple[float, float]:
     values = [non_negative("loss_weights", weight) for weight in np.atleast_1d(np.asarray(weights, dtype=object))]
     if len(values) != 2:
         raise ValueError(f"`loss_weights` must be (clean, adversarial). Received: loss_weights={weights!r}")
-    return tuple(values)
+    return values[0], values[1]
 
 
-def _devices(devices):
+def _devices(devices: str | Sequence[str]) -> str | list[str]:
     return devices if isinstance(devices, str) else [str(device) for device in devices]

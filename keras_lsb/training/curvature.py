@@ -1,8 +1,13 @@
 """Hessian-vector products of a model's loss."""
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
 from keras_lsb import _keras, scaling
 from keras_lsb._checks import whole
 from keras_lsb._keras import ops
+from keras_lsb._types import Model, Structure
 from keras_lsb.training.derivatives import loss_derivatives
 
 
@@ -25,7 +30,9 @@ class CurvatureProbe:
         ValueError: a batch that `microbatches` does not divide.
     """
 
-    def __init__(self, model, x, y, sample_weight=None, *, microbatches=1):
+    def __init__(
+        self, model: Model, x: Structure, y: Structure, sample_weight: Structure = None, *, microbatches: int = 1
+    ):
         self.microbatches = whole("microbatches", microbatches)
         self.batch = _keras.map_structure(ops.convert_to_tensor, (x, y, sample_weight))
         self.examples = int(_keras.leaves(x)[0].shape[0])
@@ -48,11 +55,11 @@ class CurvatureProbe:
             sq_norms.append(sum(_dot(a, a) for a in gradient))
         return scaling.curvature(forms, sq_norms, (self.examples // self.microbatches, self.examples))
 
-    def _parts(self):
+    def _parts(self) -> Iterator[tuple]:
         size = self.examples // self.microbatches
         for start in range(0, self.examples, size):
             yield _keras.map_structure(lambda array, start=start: array[start : start + size], self.batch)
 
 
-def _dot(left, right) -> float:
+def _dot(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
     return float(ops.sum(ops.multiply(left, right)))

@@ -4,15 +4,19 @@ Microbatches are strided: with the batch split over devices by `keras.distributi
 share of every microbatch.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from keras_lsb import _keras, scaling
+from keras_lsb._types import Model, Structure, Tensor
 from keras_lsb.scaling.noise_scale import signal_and_noise
 from keras_lsb.training import microbatched
 
 
-def train_step(model, state, data):
+def train_step(model: Model, state: tuple, data: Structure) -> tuple[dict, tuple]:
     """One update from one batch: the logs and the state after it."""
     trainable, non_trainable, optimizer_state, metrics = state
     batch = _keras.unpack(data)
@@ -24,7 +28,7 @@ def train_step(model, state, data):
     measures_now = measures and _measures_now(model, optimizer_state)
     gradient = jax.value_and_grad(model.compute_loss_and_updates, has_aux=True)
 
-    def add(carry, part):
+    def add(carry: Tensor, part: Tensor) -> tuple:
         (sums, norms, non_trainable, metrics), (x, y, sample_weight) = carry, part
         share = next(leaf for leaf in jax.tree.leaves(x)).shape[0]
         (_, aux), gradients = gradient(
@@ -58,19 +62,19 @@ def train_step(model, state, data):
     return logs, (trainable, non_trainable, optimizer_state, metrics)
 
 
-def _stack(batch, size, count):
+def _stack(batch: Structure, size: int, count: int) -> Structure:
     """Microbatches of `size` examples along a new first axis, taken from the batch with a stride."""
 
-    def stack(array):
+    def stack(array: Tensor) -> Tensor:
         return jnp.moveaxis(array[: size * count].reshape(size, count, *array.shape[1:]), 1, 0)
 
     return jax.tree.map(stack, batch)
 
 
-def _norms(model, gradients, measures_now):
+def _norms(model: Model, gradients: Sequence[Tensor], measures_now: bool | Tensor) -> Tensor:
     """Squared norms of the gradient, of all variables and of those of each group; zeros where nothing is measured."""
 
-    def norms():
+    def norms() -> Tensor:
         each = [jnp.sum(jnp.square(gradient.astype("float32"))) for gradient in gradients]
         return jnp.stack([sum(each[index] for index in members) for members in model.group_members()])
 
@@ -79,7 +83,7 @@ def _norms(model, gradients, measures_now):
     return jax.lax.cond(measures_now, norms, lambda: jnp.zeros(len(model.groups) + 1))
 
 
-def _measures_now(model, optimizer_state):
+def _measures_now(model: Model, optimizer_state: Tensor) -> bool | Tensor:
     if model.interval == 1:
         return True
     iterations = _keras.state_value(
@@ -88,7 +92,15 @@ def _measures_now(model, optimizer_state):
     return iterations % model.interval == 0
 
 
-def _update_averages(model, non_trainable, small, big, small_batch, big_batch, measures_now):
+def _update_averages(
+    model: Model,
+    non_trainable: Tensor,
+    small: Tensor,
+    big: Tensor,
+    small_batch: Tensor,
+    big_batch: Tensor,
+    measures_now: bool | Tensor,
+) -> tuple[list, Tensor]:
     """The non-trainable state with the measurement added to the model's averages, and the averages of all weights."""
     held = [model.measured_batch, model.averages, *([model.group_averages] if model.groups else [])]
     values = _keras.state_value(model.non_trainable_variables, non_trainable, lambda: [v.value for v in held])
@@ -103,7 +115,7 @@ def _update_averages(model, non_trainable, small, big, small_batch, big_batch, m
     return _replaced(model, non_trainable, changes), averages[0]
 
 
-def _replaced(model, values, changes) -> list:
+def _replaced(model: Model, values: Sequence[Tensor], changes: Any) -> list:
     """Values of the non-trainable variables, some of them changed."""
     changes = {id(variable): jnp.asarray(value, "float32") for variable, value in changes}
     return [

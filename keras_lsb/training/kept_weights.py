@@ -1,6 +1,7 @@
 """The weights that a model had before its last updates."""
 
 from keras_lsb import _keras
+from keras_lsb._types import Model
 
 tf = _keras.tensorflow
 
@@ -14,7 +15,7 @@ class KeptWeights:
         steps: how many former values of each; 0 keeps nothing.
     """
 
-    def __init__(self, model, variables: list, steps: int):
+    def __init__(self, model: Model, variables: list, steps: int):
         self.variables = variables
         self.steps = [  # the oldest first
             [

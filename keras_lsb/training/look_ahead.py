@@ -6,11 +6,13 @@ batch comes, from those weights, and are the same.
 """
 
 import collections
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_lsb import _keras
+from keras_lsb._types import Model, Structure, Tensor
 
 tf = _keras.tensorflow
 
@@ -38,13 +40,15 @@ class LookAhead:
         model: a compiled `ConAdv`.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         self._model = model
-        self._iterator, self._held, self._ended = None, collections.deque(), False
+        self._iterator: Any = None
+        self._held: collections.deque = collections.deque()
+        self._ended = False
         self._update = self._compiled(self._update_on_replica, reduced=True)
         self._craft = self._compiled(self._craft_on_replica, reduced=False)
 
-    def __call__(self, iterator):
+    def __call__(self, iterator: Iterator) -> dict:
         """Runs `steps_per_execution` steps, and returns the logs of the last one.
 
         Raises:
@@ -65,7 +69,7 @@ class LookAhead:
             raise StopIteration
         return logs
 
-    def _train(self):
+    def _train(self) -> dict:
         batch, adversarial = self._held.popleft()
         self._model.prepare(batch)
         distance = self._model.look_ahead
@@ -85,21 +89,21 @@ class LookAhead:
             except (StopIteration, tf.errors.OutOfRangeError):
                 self._ended = True
 
-    def _update_on_replica(self, batch, adversarial, ahead):
-        crafted = []
+    def _update_on_replica(self, batch: Structure, adversarial: Tensor, ahead: Structure) -> tuple[dict, dict]:
+        crafted: list[dict] = []
         logs = self._model.train_step(Step(batch, adversarial, ahead, crafted))
         return logs, (crafted[0] if crafted else {})
 
-    def _craft_on_replica(self, batch):
+    def _craft_on_replica(self, batch: Structure) -> dict:
         return self._model.craft_now(batch)
 
-    def _compiled(self, on_replica, reduced: bool):
+    def _compiled(self, on_replica: Callable, reduced: bool) -> Callable:
         """`on_replica` on all replicas; the first of its results is reduced to one value for all if `reduced`."""
         model, strategy = self._model, self._model.distribute_strategy
         jit = model.jit_compile is True and not model.run_eagerly
         one = tf.function(on_replica, jit_compile=True, reduce_retracing=True, autograph=False) if jit else on_replica
 
-        def run(*arguments):
+        def run(*arguments: Any) -> Any:
             outputs = strategy.run(one, args=arguments)
             if not reduced:
                 return outputs
@@ -109,7 +113,7 @@ class LookAhead:
         return run if model.run_eagerly else tf.function(run, reduce_retracing=True, autograph=False)
 
 
-def _next(iterator):
+def _next(iterator: Iterator) -> Structure:
     """The next batch of an iterator of any kind; raises where there is none."""
     if not hasattr(iterator, "get_next_as_optional"):  # those of datasets have it, on one replica or several
         return _keras.map_structure(_as_tensor, next(iterator))
@@ -119,6 +123,6 @@ def _next(iterator):
     return optional.get_value()
 
 
-def _as_tensor(value):
+def _as_tensor(value: Any) -> Any:
     """`train_on_batch` hands out arrays, which an eager step would get as they are."""
     return tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value

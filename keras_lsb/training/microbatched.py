@@ -4,16 +4,19 @@ Source of the estimator: McCandlish et al., 2018, arXiv 1812.06162, appendix A.1
 """
 
 import re
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 from keras_lsb import _keras, scaling
 from keras_lsb._checks import proportion, whole
 from keras_lsb._keras import ops
+from keras_lsb._types import Model, Structure, Tensor, Variable
 from keras_lsb.scaling.noise_scale import COLUMNS, noise_to_signal
 
-if _keras.tensorflow is None:
-    from keras_lsb.training import jax_step as backend_step
-else:
+if _keras.tensorflow is not None:
     from keras_lsb.training import tensorflow_step as backend_step
+else:
+    from keras_lsb.training import jax_step as backend_step  # type: ignore[no-redef]  # the backend has one of the two
 
 
 @_keras.register
@@ -49,7 +52,17 @@ class Microbatched(_keras.Model):
         ValueError: an argument out of range, or a model with a `train_step` of its own.
     """
 
-    def __init__(self, model, microbatches=1, *, noise_scale=True, decay=0.99, interval=1, groups=None, name=None):
+    def __init__(
+        self,
+        model: Model,
+        microbatches: int = 1,
+        *,
+        noise_scale: bool = True,
+        decay: float = 0.99,
+        interval: int = 1,
+        groups: dict[str, str] | None = None,
+        name: str | None = None,
+    ):
         super().__init__(name=name)
         if type(model).train_step is not _keras.Model.train_step:
             raise ValueError(
@@ -64,12 +77,15 @@ class Microbatched(_keras.Model):
         self._accumulated = Accumulated()
         self.averages = _keras.add_local_weight(self, "noise_scale_averages", (len(COLUMNS),))
         self.measured_batch = _keras.add_local_weight(self, "noise_scale_batch", ())
-        self.groups, self.group_averages = {}, None
+        self.groups: dict = {}
+        self.group_averages: Variable = None
         self.measure(decay=decay, interval=interval, groups=groups)
         if model.built:
             self.built = True
 
-    def measure(self, *, decay=None, interval=None, groups=None) -> None:
+    def measure(
+        self, *, decay: float | None = None, interval: int | None = None, groups: dict[str, str] | None = None
+    ) -> None:
         """Changes how the noise scale is measured: what is None stays. The averages are kept.
 
         Args:
@@ -100,7 +116,7 @@ class Microbatched(_keras.Model):
             self.groups = groups
             self.group_averages = _keras.add_local_weight(self, "noise_scale_groups", (len(groups), len(COLUMNS)))
         if before != (self.decay, self.interval, len(self.groups)):
-            self.train_function = None  # what is traced holds the former values
+            self.train_function: Any = None  # what is traced holds the former values
 
     def accumulate(self, batches: int) -> None:
         """From now on, one update takes `batches` batches of `fit`. TensorFlow only.
@@ -136,37 +152,54 @@ class Microbatched(_keras.Model):
         """Batches of `fit` whose gradients wait for the next update."""
         return self._accumulated.batches
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Callable:
         if _keras.tensorflow is None:
             return super().make_train_function(force=force)
         if self.train_function is not None and not force:
             return self.train_function
-        functions = {}
+        functions: dict[str, Any] = {}
         for part in backend_step.PARTS:  # each is traced when it is first needed
             super().make_train_function(force=True)
             functions[part] = self.train_function
 
-        def train(iterator):
+        def train(iterator: Iterator) -> dict:
             self._accumulated.part = backend_step.next_part(self)
             return functions[self._accumulated.part](iterator)
 
         self.train_function = train
         return train
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Structure, training: bool | Tensor | None = None) -> Tensor:
         return self.model(inputs, training=training)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Structure = None,
+        y: Structure = None,
+        y_pred: Structure = None,
+        sample_weight: Structure = None,
+        training: bool = True,
+    ) -> Tensor:
         if type(self.model).compute_loss is not _keras.Model.compute_loss:
             return self.model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
         return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
 
-    def training_loss(self, x, y, sample_weight, examples):
+    def training_loss(
+        self, x: Structure, y: Structure, sample_weight: Structure, examples: int | Tensor
+    ) -> tuple[Structure, Tensor]:
         """(predictions, loss) of one microbatch in training; the loss is divided by the number of replicas."""
         y_pred = self(x, training=True)
         return y_pred, self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
 
-    def update_training_metrics(self, loss, examples, x, y, y_pred, sample_weight) -> None:
+    def update_training_metrics(
+        self,
+        loss: Tensor,
+        examples: int | Tensor,
+        x: Structure,
+        y: Structure,
+        y_pred: Structure,
+        sample_weight: Structure,
+    ) -> None:
         """Adds one microbatch to the metrics. `loss` is the mean over its examples."""
         _keras.update_metrics(self, loss, examples, x, y, y_pred, sample_weight)
 
@@ -174,11 +207,11 @@ class Microbatched(_keras.Model):
         """What a step logs besides metrics: values that are the same on all replicas."""
         return logs_of(self.averages) if backend_step.measures_noise(self) else {}
 
-    def _get_metrics_result_or_logs(self, logs):
+    def _get_metrics_result_or_logs(self, logs: dict) -> dict:
         """What Keras 3 logs of an epoch: beside other logs, it would average the metrics of uneven shares evenly."""
         return {**logs, **self.get_metrics_result()}
 
-    def train_step(self, *arguments):
+    def train_step(self, *arguments: Any) -> Any:
         return backend_step.train_step(self, *arguments)
 
     def noise_scale_estimate(self, group: str | None = None, confidence: float = 0.9) -> scaling.NoiseScaleEstimate:
@@ -201,7 +234,7 @@ class Microbatched(_keras.Model):
             members.append(found)
         return members
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             "model": _keras.serialize_object(self.model),
             "microbatches": self.microbatches,
@@ -213,7 +246,7 @@ class Microbatched(_keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> Self:
         model = _keras.deserialize_object(config["model"], custom_objects=custom_objects)
         return cls(**{**config, "model": model})
 
@@ -221,12 +254,12 @@ class Microbatched(_keras.Model):
 class Accumulated:
     """What is summed for the next update, out of sight of Keras' tracking: no checkpoint holds it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.part, self.batches = "update", 0
         self.gradients, self.statistics, self.examples = None, None, None
 
 
-def logs_of(averages) -> dict:
+def logs_of(averages: Tensor) -> dict:
     """What `fit` logs of the averages, in-graph."""
     signal, noise = averages[COLUMNS.index("grad_sq_norm")], averages[COLUMNS.index("trace")]
     return {

@@ -1,7 +1,11 @@
 """The inputs of a model by name, whatever structure they come in."""
 
+from collections.abc import Sequence
 
-def named_inputs(model, x) -> dict:
+from keras_lsb._types import Model, Structure
+
+
+def named_inputs(model: Model, x: Structure) -> dict:
     """The inputs of a model by name; a dict of one for a single tensor, "inputs" where the model has no name for it.
 
     Raises:
@@ -20,11 +24,11 @@ def named_inputs(model, x) -> dict:
     return named
 
 
-def _input_names(model) -> list:
+def _input_names(model: Model) -> list:
     return [getattr(one, "name", "").split(":")[0] for one in getattr(model, "inputs", None) or ()]
 
 
-def with_inputs(x, named: dict, changed: dict):
+def with_inputs(x: Structure, named: dict, changed: dict) -> Structure:
     """The structure `x`, whose inputs by name are `named`, with some of them changed."""
     values = {**named, **changed}
     if isinstance(x, dict):
@@ -32,7 +36,7 @@ def with_inputs(x, named: dict, changed: dict):
     return type(x)(values.values()) if isinstance(x, (list, tuple)) else next(iter(values.values()))
 
 
-def perturbed_inputs(named: dict, perturb) -> dict:
+def perturbed_inputs(named: dict, perturb: Sequence[str] | None) -> dict:
     """Those of the inputs by name that are attacked: all, or those that `perturb` names.
 
     Raises:
@@ -40,7 +44,9 @@ def perturbed_inputs(named: dict, perturb) -> dict:
     """
     missing = [name for name in perturb or () if name not in named]
     if missing:
-        raise ValueError(f"`perturb` must name inputs, which are {list(named)}. Received: perturb={list(perturb)}")
+        raise ValueError(
+            f"`perturb` must name inputs, which are {list(named)}. Received: perturb={list(perturb or [])}"
+        )
     chosen = {name: x for name, x in named.items() if perturb is None or name in perturb}
     for name, x in chosen.items():
         if not x.dtype.is_floating:

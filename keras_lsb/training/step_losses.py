@@ -1,9 +1,12 @@
 """The loss of every training step, kept on the device until somebody reads it."""
 
+from typing import Any
+
 import numpy as np
 
 from keras_lsb import _keras
 from keras_lsb._keras import ops
+from keras_lsb._types import Model, Structure, Tensor
 from keras_lsb.distribute.reduction import local_variable, replicas_of
 
 _ATTRIBUTE = "keras_lsb_step_losses"
@@ -23,7 +26,7 @@ class StepLosses:
     """
 
     @classmethod
-    def on(cls, model, capacity: int) -> "StepLosses":
+    def on(cls, model: Model, capacity: int) -> "StepLosses":
         """The recorder of a model, made if it has none of this capacity; what it has recorded so far counts as read."""
         found = getattr(model.train_step, _ATTRIBUTE, None)
         if found is None or found.capacity < capacity or found._tracker is not _keras.loss_tracker(model):
@@ -32,7 +35,7 @@ class StepLosses:
         found._seen = found._recorded()[0]
         return found
 
-    def __init__(self, model, capacity: int):
+    def __init__(self, model: Model, capacity: int):
         self.capacity = capacity
         self._model, self._tracker = model, _keras.loss_tracker(model)
         self._in_training, self._seen = False, 0
@@ -42,7 +45,7 @@ class StepLosses:
         train_step = self._jax_step if _keras.tensorflow is None else self._tensorflow_step
         self._step = step
 
-        def recording(*arguments):
+        def recording(*arguments: Any) -> Any:
             return train_step(*arguments)
 
         setattr(recording, _ATTRIBUTE, self)
@@ -79,10 +82,10 @@ class StepLosses:
                 made = [local_variable(shape, "float32") for shape in shapes.values()]
         self._sums, self._kept, self._count = made
 
-    def _watch(self, tracker) -> None:
+    def _watch(self, tracker: Any) -> None:
         stock = tracker.update_state
 
-        def update_state(values, sample_weight=None):
+        def update_state(values: Tensor, sample_weight: Tensor | None = None) -> Any:
             if self._in_training:
                 weight = ops.cast(1.0 if sample_weight is None else sample_weight, "float32")
                 loss = ops.stop_gradient(ops.cast(values, "float32"))
@@ -92,7 +95,7 @@ class StepLosses:
 
         tracker.update_state = update_state
 
-    def _tensorflow_step(self, data):
+    def _tensorflow_step(self, data: Structure) -> dict:
         before = _keras.read(_keras.iterations(self._model.optimizer))
         self._in_training = True
         try:
@@ -102,7 +105,7 @@ class StepLosses:
         self._finish(_keras.read(_keras.iterations(self._model.optimizer)) > before)
         return logs
 
-    def _jax_step(self, state, data):
+    def _jax_step(self, state: tuple, data: Structure) -> tuple[dict, tuple]:
         self._in_training = True
         try:
             logs, after = self._step(state, data)
@@ -114,7 +117,7 @@ class StepLosses:
         metrics = _keras.updated_values(self._model.metrics_variables, after[3], lambda: self._finish(updated))
         return logs, (*after[:3], metrics)
 
-    def _finish(self, updated) -> None:
+    def _finish(self, updated: Any) -> None:
         """Keeps the sums of a step in which the optimizer has updated, and begins new ones."""
         sums, count = ops.convert_to_tensor(self._sums), ops.convert_to_tensor(self._count)
         here = ops.equal(ops.arange(self.capacity, dtype="float32"), count % self.capacity)

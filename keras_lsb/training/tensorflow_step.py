@@ -1,8 +1,10 @@
 """The training step of `Microbatched` on TensorFlow, in Keras 3 and tf_keras, on one replica and on many."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from keras_lsb import _keras, scaling
+from keras_lsb._types import Model, Structure, Tensor
 from keras_lsb.distribute.reduction import (
     apply_summed,
     densify,
@@ -29,7 +31,7 @@ class Sums(NamedTuple):
 PARTS = ("update", "accumulate", "finish")
 
 
-def next_part(model) -> str:
+def next_part(model: Model) -> str:
     """Which of `PARTS` the next batch is for; counts the batches that wait."""
     waiting = model.pending_batches
     if waiting + 1 < model.accumulation:
@@ -41,7 +43,7 @@ def next_part(model) -> str:
     return "finish" if waiting else "update"
 
 
-def train_step(model, data) -> dict:
+def train_step(model: Model, data: Structure) -> dict:
     """One update from one batch, which is this replica's share, or one part of an update."""
     batch = _keras.unpack(data)
     (total,) = sum_over_replicas([tf.cast(examples_in(batch), tf.float32)])
@@ -56,7 +58,7 @@ def train_step(model, data) -> dict:
     return logs_for_fit(results, shared) if shared else results
 
 
-def _update(model, gradients, statistics, total, scale) -> None:
+def _update(model: Model, gradients: Sequence[Tensor], statistics: Tensor, total: Tensor, scale: Tensor) -> None:
     """Sums over replicas, measures and applies."""
     gradients = _sum_present(gradients)
     if measures_noise(model):
@@ -65,7 +67,7 @@ def _update(model, gradients, statistics, total, scale) -> None:
     apply_summed(model.optimizer, _keras.unscale(model.optimizer, gradients), model.trainable_variables)
 
 
-def _accumulate(model, gradients, statistics, total, scale) -> None:
+def _accumulate(model: Model, gradients: Sequence[Tensor], statistics: Tensor, total: Tensor, scale: Tensor) -> None:
     """Adds this replica's sums to its accumulators; the last part of an update applies and clears them."""
     kept = model._accumulated
     pairs = [(g, sum_) for g, sum_ in zip(gradients, kept.gradients, strict=True) if g is not None]
@@ -84,7 +86,7 @@ def _accumulate(model, gradients, statistics, total, scale) -> None:
         variable.assign(tf.zeros_like(variable))
 
 
-def _make_accumulators(model) -> None:
+def _make_accumulators(model: Model) -> None:
     if not model.built:
         raise ValueError("Call the model on a batch before batches are accumulated: its weights do not exist yet.")
     kept = model._accumulated
@@ -94,20 +96,20 @@ def _make_accumulators(model) -> None:
         kept.statistics, kept.examples = local_variable([rows + 2], "float32"), local_variable([], "float32")
 
 
-def measures_noise(model) -> bool:
+def measures_noise(model: Model) -> bool:
     """Whether a step has more than one small gradient to compare."""
     several = model.accumulation > 1 or model._accumulated.part != "update"  # a sum that is begun may end in one batch
     return model.noise_scale and (several or model.microbatches * replica_count() > 1)
 
 
-def examples_in(batch):
+def examples_in(batch: Structure) -> int | Tensor:
     """Examples in a batch: an int where it is known, otherwise a tensor."""
     first = _keras.leaves(batch[0])[0]
     size = first.shape[0]
     return tf.shape(first)[0] if size is None else int(size)
 
 
-def sum_gradients(model, batch, weight, measures_now) -> Sums:
+def sum_gradients(model: Model, batch: Structure, weight: Any, measures_now: bool | Tensor) -> Sums:
     """Sums of gradients of `weight` * examples * mean loss over the microbatches of one batch.
 
     The first microbatch stands outside of the loop: it creates what models and metrics create when first called.
@@ -121,7 +123,7 @@ def sum_gradients(model, batch, weight, measures_now) -> Sums:
     sums = _small_gradient(model, first, size, weight, measures_now)
     stacked = _stack(batch, size, whole)
 
-    def add(index, *flat):
+    def add(index: Tensor, *flat: Tensor) -> tuple:
         part = _keras.map_structure(lambda array: tf.gather(array, index), stacked)
         return index + 1, *_flat(_add(sums, flat, _small_gradient(model, part, size, weight, measures_now)))
 
@@ -132,10 +134,18 @@ def sum_gradients(model, batch, weight, measures_now) -> Sums:
     return _add_remainder(model, batch, sums, size * whole, examples, weight, measures_now)
 
 
-def _add_remainder(model, batch, sums, done, examples, weight, measures_now) -> Sums:
+def _add_remainder(
+    model: Model,
+    batch: Structure,
+    sums: Sums,
+    done: Any,
+    examples: int | Tensor,
+    weight: Any,
+    measures_now: bool | Tensor,
+) -> Sums:
     rest = examples - done
 
-    def add():
+    def add() -> list:
         part = _slice(batch, done, rest)
         return _flat(_add(sums, _flat(sums), _small_gradient(model, part, rest, weight, measures_now)))
 
@@ -144,7 +154,9 @@ def _add_remainder(model, batch, sums, done, examples, weight, measures_now) -> 
     return _structured(sums, tf.cond(rest > 0, add, lambda: _flat(sums)))
 
 
-def _small_gradient(model, batch, examples, weight, measures_now) -> Sums:
+def _small_gradient(
+    model: Model, batch: Structure, examples: int | Tensor, weight: Any, measures_now: bool | Tensor
+) -> Sums:
     """Gradients of `weight` * examples * mean loss over one microbatch, and their norms as of the mean loss."""
     x, y, sample_weight = batch
     factor = weight * tf.cast(examples, tf.float32)
@@ -160,7 +172,7 @@ def _small_gradient(model, batch, examples, weight, measures_now) -> Sums:
         return Sums(gradients, tf.zeros([0]), tf.constant(0.0), tf.constant(0.0))
     rows = len(model.groups) + 1
 
-    def norms():
+    def norms() -> Tensor:
         return tf.math.divide_no_nan(sq_norms(model, gradients), tf.square(factor))
 
     found = norms() if measures_now is True else tf.cond(measures_now, norms, lambda: tf.zeros([rows]))
@@ -168,27 +180,29 @@ def _small_gradient(model, batch, examples, weight, measures_now) -> Sums:
     return Sums(gradients, found, present, tf.math.divide_no_nan(1.0, tf.cast(examples, tf.float32)))
 
 
-def sq_norms(model, gradients):
+def sq_norms(model: Model, gradients: Sequence[Tensor]) -> Tensor:
     """Squared norms of the gradient, of all variables and of those of each group."""
     each = [0.0 if gradient is None else 2 * tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in gradients]
     return tf.stack([tf.add_n([tf.convert_to_tensor(each[i]) for i in members]) for members in model.group_members()])
 
 
-def _measures_now(model):
+def _measures_now(model: Model) -> bool | Tensor:
     """True where every step measures, otherwise a tensor."""
     if model.interval == 1:
         return True
     return tf.equal(tf.cast(model.optimizer.iterations, tf.int32) % model.interval, 0)
 
 
-def _update_averages(model, gradients, statistics, total, scale) -> None:
+def _update_averages(
+    model: Model, gradients: Sequence[Tensor], statistics: Tensor, total: Tensor, scale: Tensor
+) -> None:
     """Adds the measurement to the model's averages. `statistics` are summed over small gradients, `total` examples."""
     rows = len(model.groups) + 1
     norms, count, inverse_sizes = statistics[:rows], statistics[rows], statistics[rows + 1]
     kept = [tf.convert_to_tensor(model.averages)[None]]
     averages = tf.concat([*kept, model.group_averages], 0) if model.groups else kept[0]
 
-    def updated():
+    def updated() -> Tensor:
         big = sq_norms(model, gradients) / tf.square(scale)
         parts = signal_and_noise(norms / count, big, count / inverse_sizes, total)  # not finite for one small gradient
         return scaling.update_averages(averages, *parts, model.decay, weight=total)
@@ -201,7 +215,7 @@ def _update_averages(model, gradients, statistics, total, scale) -> None:
     model.measured_batch.assign(tf.maximum(tf.convert_to_tensor(model.measured_batch), total))
 
 
-def _sum_present(gradients: list) -> list:
+def _sum_present(gradients: Sequence[Tensor]) -> list:
     """Sums over replicas; None stays None."""
     summed = iter(sum_over_replicas([gradient for gradient in gradients if gradient is not None]))
     return [None if gradient is None else next(summed) for gradient in gradients]
@@ -212,27 +226,27 @@ def _flat(sums: Sums) -> list:
     return [*present, sums.sq_norms, sums.small_gradients, sums.inverse_sizes]
 
 
-def _structured(like: Sums, flat) -> Sums:
+def _structured(like: Sums, flat: Sequence[Tensor]) -> Sums:
     *present, norms, count, inverse = flat
     present = iter(present)
     return Sums([None if gradient is None else next(present) for gradient in like.gradients], norms, count, inverse)
 
 
-def _add(like: Sums, flat, more: Sums) -> Sums:
+def _add(like: Sums, flat: Sequence[Tensor], more: Sums) -> Sums:
     return _structured(like, [a + b for a, b in zip(flat, _flat(more), strict=True)])
 
 
-def _slice(batch, start, size):
+def _slice(batch: Structure, start: int | Tensor, size: int | Tensor) -> Structure:
     return _keras.map_structure(lambda array: array[start : start + size], batch)
 
 
-def _stack(batch, size, count):
+def _stack(batch: Structure, size: int | Tensor, count: int) -> Structure:
     """The first `count` microbatches of `size` examples, along a new first axis."""
 
-    def stack(array):
+    def stack(array: Tensor) -> Tensor:
         return tf.reshape(array[: size * count], tf.concat([[count, size], tf.shape(array)[1:]], 0))
 
-    def with_shape(array):
+    def with_shape(array: Tensor) -> Tensor:
         stacked = stack(array)
         fixed = [value if isinstance(value, int) else None for value in (count, size)]
         return tf.ensure_shape(stacked, [*fixed, *array.shape[1:]])

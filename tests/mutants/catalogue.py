@@ -74,8 +74,8 @@ MUTANTS = (
     Mutant(
         "decay_twice",
         "optimizers/base.py",
-        "def _apply_weight_decay(self, variables):",
-        "def _decay_of_its_own(self, variables):",
+        "def _apply_weight_decay(self, variables: Sequence[Variable]) -> None:",
+        "def _decay_of_its_own(self, variables: Sequence[Variable]) -> None:",
         ("test_contract_optimizers.py::test_agrees_with_the_transcription[lamb]",),
     ),
     Mutant(

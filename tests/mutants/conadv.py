@@ -76,8 +76,8 @@ CONADV = (
     Mutant(
         "weights_of_the_branches_swapped",
         _CONADV,
-        "    return tuple(values)\n",
-        "    return tuple(values[::-1])\n",
+        "    return values[0], values[1]\n",
+        "    return values[1], values[0]\n",
         (_AGREES.format("loss_weights-fit"),),
     ),
     Mutant(
