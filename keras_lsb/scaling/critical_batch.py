@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize
 
 from keras_lsb._checks import positive
 from keras_lsb._types import Axes
@@ -155,6 +154,8 @@ def _residuals(log_critical: float, sizes: np.ndarray, steps: np.ndarray) -> tup
 
 def _fit_log_critical_batch(sizes: np.ndarray, steps: np.ndarray) -> tuple[float, bool]:
     """Logarithm of the critical batch size, and whether the search ended at its bound."""
+    from scipy import optimize  # here: `import keras_lsb` is to be cheap
+
     low, high = math.log(sizes.min()) - _BOUND, math.log(sizes.max()) + _BOUND
 
     def residuals(unknown: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from keras_lsb._checks import fraction, positive
 from keras_lsb._keras import ops
@@ -213,12 +212,14 @@ def estimate(averages: ArrayLike, confidence: float = 0.9) -> NoiseScaleEstimate
 
 def _interval(row: dict, signal: float, noise: float, confidence: float) -> tuple[float, float]:
     """Fieller's interval of noise / signal, cut at zero."""
+    from scipy import special  # here: `import keras_lsb` is to be cheap
+
     weight, squared = row["weight"], row["squared_weight"]
     effective = weight**2 / squared  # as many equally weighted measurements have averages as noisy
     if effective < 1.5:
         return 0.0, math.inf
     # scatter / (weight - squared / weight) estimates a covariance without bias, the average has 1 / effective of it.
-    quantile = float(stats.t.ppf((1 + confidence) / 2, effective - 1))
+    quantile = float(special.stdtrit(effective - 1, (1 + confidence) / 2))  # of Student's distribution
     factor = quantile**2 / (weight - squared / weight) / effective
     a = signal**2 - factor * row["grad_sq_norm_scatter"]
     b = signal * noise - factor * row["cross_scatter"]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
-from scipy import sparse
 
 from keras_lsb._checks import decay_rate, whole
 from keras_lsb._types import Axes
@@ -198,6 +197,8 @@ def _check_matching(nodes: int, matching: Matching, weights: tuple[float, ...]) 
 
 def _check_connected(name: str, nodes: int, partners: np.ndarray) -> None:
     """Raises unless every node reaches every other over edges of the period; partners are (matchings, nodes)."""
+    from scipy import sparse  # here: `import keras_lsb` is to be cheap
+
     here = np.tile(np.arange(nodes), len(partners))
     graph = sparse.coo_array((np.ones(partners.size), (here, partners.ravel())), shape=(nodes, nodes))
     parts, part_of = sparse.csgraph.connected_components(graph, directed=False)

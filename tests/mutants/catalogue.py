@@ -165,9 +165,16 @@ MUTANTS = (
     Mutant(
         "interval_of_one_side",
         "scaling/noise_scale.py",
-        "stats.t.ppf((1 + confidence) / 2,",
-        "stats.t.ppf(confidence,",
+        "stdtrit(effective - 1, (1 + confidence) / 2)",
+        "stdtrit(effective - 1, confidence)",
         ("test_noise_scale.py::test_the_interval_covers_the_noise_scale",),
+    ),
+    Mutant(
+        "scipy_comes_with_the_package",
+        "scaling/noise_scale.py",
+        "import numpy as np\n",
+        "import numpy as np\nfrom scipy import stats\n",
+        ("test_imports.py::test_import_adds_next_to_nothing",),
     ),
     Mutant(
         "interval_counts_old_measurements_in_full",
