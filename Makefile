@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN = TF_CPP_MIN_LOG_LEVEL=2 $(NICE) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check clean
+.PHONY: help demo test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check release-check oldest-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,8 @@ lint: $(VENV)/test.stamp ## Check style, types and the layer rule
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(RUN) -m pytest -q tests/test_layers.py
 
 mutants: $(VENV)/test.stamp ## Break the code on purpose: every break must turn a test red
@@ -56,6 +58,12 @@ docs: $(VENV)/docs.stamp ## Build the documentation into site/
 
 bench: $(VENV)/test.stamp ## Measure all that has a goal: one table; QUICK=1 runs it in minutes and judges nothing
 	$(RUN) benchmarks/table.py $(if $(QUICK),--quick)
+
+release-check: $(VENV)/release.stamp ## Build wheel and sdist; test the wheel with every Python on the PATH
+	$(BIN)/python tools/release_check.py $(ARGUMENTS)
+
+oldest-check: $(VENV)/release.stamp ## Test the wheel with the oldest packages that are supported
+	$(BIN)/python tools/release_check.py --quick --python $(PYTHON) --constraints requirements/oldest.txt
 
 tpu-check: $(VENV)/tpu-check.stamp ## Compile training steps for Cloud TPUs that are not there; FULL=1 adds ResNet-50
 	$(RUN) -m benchmarks.tpu_check $(if $(FULL),--resnet50)
