@@ -1,6 +1,6 @@
 """What `import keras_lsb` adds to `import keras`, in seconds: fresh processes that take turns.
 
-    python benchmarks/import_time.py [--rounds 11]
+    python benchmarks/import_time.py [--rounds 11] [--quick]
 
 Each process imports Keras, once more Keras (the null pair), or Keras and the package. Rows are for either Keras,
 in an environment with scikit-learn, which Keras imports where it finds it and which brings SciPy, and in one without,
@@ -8,7 +8,6 @@ where nothing has imported SciPy before the package does. Prints a line of JSON 
 `benchmarks/results/import_time.json`: rows of other settings stay.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -25,7 +24,6 @@ sys.path.insert(0, str(ROOT.parent / "examples"))
 
 import common  # noqa: E402
 
-RESULTS = ROOT / "results" / "import_time.json"
 GOAL = 0.3  # seconds more than Keras
 FLAVOURS = {"keras": {}, "tf_keras": {"TF_USE_LEGACY_KERAS": "1"}}
 # Hidden from Keras in the environment without scikit-learn: what takes SciPy along.
@@ -65,15 +63,16 @@ def measure(flavour: str, scikit_learn: bool, rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "one round")
     parser.add_argument("--rounds", type=int, default=11, help="processes of each kind for a row")
     arguments = parser.parse_args()
+    rounds = 1 if arguments.quick else arguments.rounds
     for flavour in FLAVOURS:
         for scikit_learn in (True, False):
-            row = measure(flavour, scikit_learn, arguments.rounds)
+            row = measure(flavour, scikit_learn, rounds)
             print(json.dumps(row), flush=True)
             versions = {**common.versions(), "tf_keras": metadata.version("tf_keras")}
-            records.keep(RESULTS, [row], SETTING, versions)
+            records.keep(arguments, "import_time", [row], SETTING, versions=versions)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ BENCHMARKS = (
     Benchmark("exchange", ("--networks", "unshaped")),
     Benchmark("conadv", ("--cores", "2", "--modes")),
     Benchmark("fixed_point"),
+    Benchmark("import_time"),
 )
 LINES = (
     Line("optimizer_step", ("mode", "variant", "baseline")),
@@ -65,6 +66,7 @@ LINES = (
     Line("exchange", ("exchange", "network", "floats"), least=True),
     Line("conadv", ("keras", "cores", "variant")),
     Line("fixed_point", ("input", "channels"), "seconds", unit=" s"),
+    Line("import_time", ("keras", "scikit_learn"), "seconds", unit=" s"),
 )
 
 
@@ -89,7 +91,7 @@ def _entry(line: Line, row: dict, goal: float) -> tuple[str, ...]:
         ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in line.what if row[name] is not None),
         f"{measured:.3g}{line.unit}" if line.unit else f"{measured:.3f}",
         f"{'at least' if line.least else 'at most'} {goal:g}{line.unit}",
-        "-" if null is None else f"{null:.3f}",
+        "-" if null is None else f"{null:.3f}{line.unit}",
         "met" if met else "MISSED",
     )
 

@@ -300,6 +300,7 @@ def test_loops_are_refused_by_name():
         return keras.Model(inputs, layers.Dense(2)(inner(inputs)))
 
     data = np.random.default_rng(3).normal(size=(8, 4, 3)).astype("float32")
-    with pytest.raises(ValueError, match="Layer 'memory' is a loop.*Make it with `unroll=True`.*LSTM with unroll=False"):
+    message = r"Layer 'memory' is a loop.*Make it with `unroll=True`.*LSTM with unroll=False"
+    with pytest.raises(ValueError, match=message):
         to_tflite(model(False), data)
     assert "WHILE" not in operators(to_tflite(model(True), data))

@@ -91,7 +91,7 @@ def operator_affine(file: LiteRTFile, operator: Any, layer: Layer) -> Int8Affine
     return Int8Affine(scale, offset, *steps_and_points, file.activation_range(operator)).checked()
 
 
-def _refuse_loops(model) -> None:
+def _refuse_loops(model: Any) -> None:
     """ValueError for a loop of Keras 3, at which TensorFlow's calibration ends the process instead."""
     for layer in model._flatten_layers():
         if not _keras.LEGACY and isinstance(layer, _keras.keras.layers.RNN) and not layer.unroll:
