@@ -119,11 +119,11 @@ def build_model(keras, shape: tuple[int, ...], momentum: float = 0.99, blocks: i
     return keras.Model(inputs, layers.Dense(CLASSES, kernel_initializer="he_normal")(hidden))
 
 
-def scaled_lars(keras, arguments, steps: int, learning_rate: float | None = None):
-    """LARS with its recipe at `arguments.batch_size`, by LEGW; another rate at the base batch size may be given."""
-    kind, recipe = OPTIMIZERS["lars"]
+def lars_rate(keras, arguments, steps: int, learning_rate: float | None = None):
+    """The learning rate of the recipe of LARS at `arguments.batch_size`, by LEGW; see `scaled_lars`."""
+    recipe = OPTIMIZERS["lars"][1]
     rate = recipe["learning_rate"] if learning_rate is None else learning_rate
-    schedule = LEGW(
+    return LEGW(
         keras.optimizers.schedules.CosineDecay(rate, decay_steps=arguments.epochs),
         base_batch_size=BASE_BATCH_SIZE,
         batch_size=arguments.batch_size,
@@ -131,7 +131,12 @@ def scaled_lars(keras, arguments, steps: int, learning_rate: float | None = None
         warmup_epochs=recipe["warmup_epochs"],
         epochs=arguments.epochs,
     )
-    return kind(schedule, weight_decay=recipe["weight_decay"])
+
+
+def scaled_lars(keras, arguments, steps: int, learning_rate: float | None = None):
+    """LARS with its recipe at `arguments.batch_size`, by LEGW; another rate at the base batch size may be given."""
+    kind, recipe = OPTIMIZERS["lars"]
+    return kind(lars_rate(keras, arguments, steps, learning_rate), weight_decay=recipe["weight_decay"])
 
 
 def main() -> None:

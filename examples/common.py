@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import csv
 import json
 import math
 import os
@@ -166,6 +167,14 @@ def callbacks(keras, folder: Path) -> list:
         keras.callbacks.CSVLogger(str(folder / "log.csv"), append=True),
         keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
     ]
+
+
+def history(folder: Path) -> dict[str, list[float]]:
+    """What was logged by epoch, that of an interrupted run included; an epoch that was repeated counts once."""
+    with (folder / "log.csv").open() as log:
+        rows = list({row["epoch"]: row for row in csv.DictReader(log)}.values())
+    names = [name for name in (rows[0] if rows else ()) if name != "epoch" and not name.startswith("val_")]
+    return {name: [float(row[name]) for row in rows] for name in names}
 
 
 def flavour() -> str:

@@ -14,7 +14,6 @@ continues at the epoch it had reached; a finished one is not repeated.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import time
@@ -154,17 +153,9 @@ def train(arguments, data) -> dict:
         attacked_accuracy=float(attacked_accuracy),
         attacked_loss=float(attacked_loss),
         seconds_per_epoch=float(np.median(np.diff(marks))),
-        history=history(folder),
+        history=common.history(folder),
         diverged=not np.isfinite(loss),
     )
-
-
-def history(folder: Path) -> dict:
-    """What was logged by epoch, that of an interrupted run included."""
-    with (folder / "log.csv").open() as log:
-        rows = list(csv.DictReader(log))
-    names = [name for name in (rows[0] if rows else ()) if name != "epoch" and not name.startswith("val_")]
-    return {name: [float(row[name]) for row in rows] for name in names}
 
 
 def plot(clean, attacked, predicted, names, path: Path) -> None:

@@ -84,23 +84,45 @@ def name_of(arguments) -> str:
     return "-".join([*parts, f"rate{arguments.tuning_rate:g}", arguments.target_kernel, f"s{arguments.seed}"])
 
 
-def fit(keras, model, arguments, folder: Path, images, labels, *, optimizer, epochs: int) -> None:
-    """Trains the model, or loads the weights with which it has ended."""
+def train(keras, model, arguments, images, labels, folder: Path, *, optimizer, epochs: int, listeners=()) -> None:
+    """Trains the model, from the epoch that an interrupted training had reached; `listeners` come before the logs."""
     import tensorflow as tf
 
-    saved = folder / "trained.weights.h5"
-    if saved.exists():
-        model.load_weights(saved)
-        return
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     steps = common.steps_in_epoch(len(images), arguments)
     data = cifar10_resnet.batches(tf, images, labels, arguments.batch_size, seed=arguments.seed, steps=steps)
-    listeners = common.callbacks(keras, folder)
-    model.fit(data, epochs=epochs, shuffle=False, verbose=2, callbacks=listeners)
+    # The data set is shuffled already.
+    model.fit(data, epochs=epochs, shuffle=False, verbose=2, callbacks=[*listeners, *common.callbacks(keras, folder)])
+
+
+def train_once(keras, model, arguments, images, labels, folder: Path, **settings) -> None:
+    """Trains the model, or loads the weights with which it has ended."""
+    saved = folder / "trained.weights.h5"
+    if saved.exists():
+        model.load_weights(saved)
+        return
+    train(keras, model, arguments, images, labels, folder, **settings)
     partial = folder / "partial.weights.h5"
     model.save_weights(partial)
     partial.replace(saved)
+
+
+def network(keras, arguments, shape):
+    """The network, in the type that was asked for."""
+    before = keras.mixed_precision.global_policy()
+    policy = "float32" if arguments.dtype == "float32" else f"mixed_{arguments.dtype}"
+    keras.mixed_precision.set_global_policy(policy)
+    model = build_model(keras, shape, arguments.blocks)
+    keras.mixed_precision.set_global_policy(before)
+    return model
+
+
+def in_float32(keras, arguments, weights, shape):
+    """The network in float32 with these weights."""
+    model = build_model(keras, shape, arguments.blocks)
+    model.set_weights(weights)
+    return model
 
 
 def float_model(keras, arguments, folder: Path, images, labels):
@@ -108,14 +130,10 @@ def float_model(keras, arguments, folder: Path, images, labels):
     shape = images.shape[1:]
     steps = common.steps_in_epoch(len(images), arguments)
     optimizer = cifar10_resnet.scaled_lars(keras, arguments, steps)
-    policy = "float32" if arguments.dtype == "float32" else f"mixed_{arguments.dtype}"
-    keras.mixed_precision.set_global_policy(policy)
-    model = build_model(keras, shape, arguments.blocks)
-    fit(keras, model, arguments, folder / "float", images, labels, optimizer=optimizer, epochs=arguments.epochs)
-    keras.mixed_precision.set_global_policy("float32")
-    result = build_model(keras, shape, arguments.blocks)
-    result.set_weights(model.get_weights())
-    return result
+    model = network(keras, arguments, shape)
+    where, epochs = folder / "float", arguments.epochs
+    train_once(keras, model, arguments, images, labels, where, optimizer=optimizer, epochs=epochs)
+    return in_float32(keras, arguments, model.get_weights(), shape)
 
 
 def integer_model(keras, arguments, folder: Path, model, images, labels, representative):
@@ -127,7 +145,7 @@ def integer_model(keras, arguments, folder: Path, model, images, labels, represe
     rate = keras.optimizers.schedules.CosineDecay(arguments.tuning_rate, steps)
     optimizer = keras.optimizers.SGD(rate, momentum=0.9)
     where, epochs = folder / "quantization-aware", arguments.tuning_epochs
-    fit(keras, result, arguments, where, images, labels, optimizer=optimizer, epochs=epochs)
+    train_once(keras, result, arguments, images, labels, where, optimizer=optimizer, epochs=epochs)
     return result
 
 
@@ -187,6 +205,57 @@ def times(files: dict[str, File], images) -> dict[str, float]:
     }
 
 
+def percent_right(classes, labels) -> float:
+    return 100 * float(np.mean(classes == labels))
+
+
+def accuracy_of(model, images, labels) -> float:
+    """In percent, of a Keras model."""
+    return percent_right(model.predict(images, batch_size=500, verbose=0).argmax(axis=1), labels)
+
+
+def make_files(model, integers, representative, target_kernel: str) -> dict[str, bytes]:
+    """The float network as a file, what the converter alone makes of it, and the integer one."""
+    examples = representative if common.flavour() == "keras" else None
+    return {
+        "float": converted(model),
+        "converter alone": converted(model, representative),
+        "keras_lsb": to_tflite(integers, examples, target_kernel=target_kernel),
+    }
+
+
+def measure_files(contents: dict[str, bytes], integers, images, labels, target_kernel: str):
+    """A row for each file, and what `verify` says of the last."""
+    files = {name: File(content) for name, content in contents.items()}
+    ratios = times(files, images[:TIMED])
+    rows = []
+    for name, content in contents.items():
+        proof = verify(content, integers, images[:VERIFIED], target_kernel=target_kernel)
+        row = {
+            "file": name,
+            "bytes": len(content),
+            "size_ratio": len(content) / len(contents["float"]),
+            "accuracy": percent_right(files[name].classes(images), labels),
+            "float_operators": len(proof.float_operators),
+            "time_ratio": ratios[name],
+        }
+        rows.append(row)
+    return rows, proof
+
+
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+        (folder / f"{name.replace(' ', '_')}.tflite").write_bytes(content)
+
+
+def numbers_of(proof) -> dict:
+    """The normalizations and outputs of a report of `verify`, for a record."""
+    return {
+        "layers": [layer._asdict() for layer in proof.layers],
+        "outputs": [output._asdict() for output in proof.outputs],
+    }
+
+
 def stock_tfmot(model) -> str:
     """What tfmot says to the model without a scheme of ours."""
     if common.flavour() == "keras":
@@ -224,39 +293,13 @@ def main() -> None:
     started = time.time()
     model = float_model(keras, arguments, folder, images, labels)
     integers = integer_model(keras, arguments, folder, model, images, labels, representative)
-    accuracy = {
-        name: 100 * float(np.mean(one.predict(held_out, batch_size=500, verbose=0).argmax(axis=1) == held_out_labels))
-        for name, one in {"float": model, "quantized": integers}.items()
-    }
-    examples = representative if common.flavour() == "keras" else None
-    contents = {
-        "float": converted(model),
-        "converter alone": converted(model, representative),
-        "keras_lsb": to_tflite(integers, examples, target_kernel=arguments.target_kernel),
-    }
-    files = {name: File(content) for name, content in contents.items()}
-    reports = {
-        name: verify(content, integers, held_out[:VERIFIED], target_kernel=arguments.target_kernel)
-        for name, content in contents.items()
-    }
-    ratios = times(files, held_out[:TIMED])
-    rows = [
-        {
-            "file": name,
-            "bytes": len(contents[name]),
-            "size_ratio": len(contents[name]) / len(contents["float"]),
-            "accuracy": 100 * float(np.mean(file.classes(held_out) == held_out_labels)),
-            "float_operators": len(reports[name].float_operators),
-            "time_ratio": ratios[name],
-        }
-        for name, file in files.items()
-    ]
-    for name, content in contents.items():
-        (folder / f"{name.replace(' ', '_')}.tflite").write_bytes(content)
-    stock, proof = stock_tfmot(model), reports["keras_lsb"]
-    layers = [layer._asdict() for layer in proof.layers]
-    outputs = [output._asdict() for output in proof.outputs]
-    found = {"rows": rows, "keras_accuracy": accuracy, "stock_tfmot": stock, "layers": layers, "outputs": outputs}
+    models = {"float": model, "quantized": integers}
+    accuracy = {name: accuracy_of(one, held_out, held_out_labels) for name, one in models.items()}
+    contents = make_files(model, integers, representative, arguments.target_kernel)
+    rows, proof = measure_files(contents, integers, held_out, held_out_labels, arguments.target_kernel)
+    write_files(folder, contents)
+    stock = stock_tfmot(model)
+    found = {"rows": rows, "keras_accuracy": accuracy, "stock_tfmot": stock, **numbers_of(proof)}
     common.record(folder, arguments, arguments.seed, started, **found)
     print(proof, table(rows), f"Keras: {accuracy}", f"stock tfmot: {stock}", sep="\n\n")
     if not proof.ok:
