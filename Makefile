@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN = TF_CPP_MIN_LOG_LEVEL=2 $(NICE) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check release-check oldest-check clean
+.PHONY: help demo report test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check release-check oldest-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,10 @@ demo test-jax mutants: NICE := nice -n 10
 
 demo: $(VENV)/demo.stamp ## Train scikit-learn's digits at 1, 8 and 32 times the batch: table, plot, JSON
 	$(RUN) examples/demo.py
+
+report: $(VENV)/report.stamp $(if $(DATA_DIR),$(VENV)/data.stamp) ## From a small batch to an integer file, one HTML report: QUICK=1 (digits) or DATA_DIR=...
+	$(if $(QUICK)$(DATA_DIR),,$(error give QUICK=1 for scikit-learn's digits, or DATA_DIR=FOLDER with CIFAR-10 of tensorflow-datasets))
+	TF_USE_LEGACY_KERAS=1 $(RUN) examples/end_to_end.py $(if $(QUICK),,--data-dir $(DATA_DIR) --dtype bfloat16)
 
 test: test-keras3 test-legacy test-jax ## Run all tests: Keras 3, tf_keras, Keras 3 on JAX
 

@@ -13,16 +13,16 @@ EXAMPLES = ROOT / "examples"
 SHORT = ("--limit-steps", "2", "--least-accuracy", "0", "--threads", "1")
 
 
-def start(example: str, folder: Path, *flags):
-    """An example in a group of processes that ends with the test."""
+def start(example: str, folder: Path, *flags, deadline: float = workers.DEADLINE):
+    """An example in a group of processes that ends with the test, or `deadline` seconds from now."""
     output = [] if "--output" in flags else ["--output", folder / "runs"]
     search = os.pathsep.join([str(EXAMPLES), str(ROOT)])
-    return workers.start(example, *output, *flags, workers=1, folder=folder, PYTHONPATH=search)
+    return workers.start(example, *output, *flags, workers=1, folder=folder, deadline=deadline, PYTHONPATH=search)
 
 
-def finished(example: str, folder: Path, *flags) -> str:
+def finished(example: str, folder: Path, *flags, **settings) -> str:
     """What an example printed that ended without an error."""
-    with start(example, folder, *flags) as process:
+    with start(example, folder, *flags, **settings) as process:
         status = process.wait()
         assert status == [0], process.output(0) + process.log(0)
         return process.output(0)
