@@ -25,7 +25,7 @@ demo: $(VENV)/demo.stamp ## Train scikit-learn's digits at 1, 8 and 32 times the
 
 report: $(VENV)/report.stamp $(if $(DATA_DIR),$(VENV)/data.stamp) ## From a small batch to an integer file, one HTML report: QUICK=1 (digits) or DATA_DIR=...
 	$(if $(QUICK)$(DATA_DIR),,$(error give QUICK=1 for scikit-learn's digits, or DATA_DIR=FOLDER with CIFAR-10 of tensorflow-datasets))
-	TF_USE_LEGACY_KERAS=1 $(RUN) examples/end_to_end.py $(if $(QUICK),,--data-dir $(DATA_DIR) --dtype bfloat16)
+	TF_USE_LEGACY_KERAS=1 $(RUN) examples/end_to_end.py $(if $(QUICK),,--data-dir $(DATA_DIR)) $(if $(DTYPE),--dtype $(DTYPE))
 
 test: test-keras3 test-legacy test-jax ## Run all tests: Keras 3, tf_keras, Keras 3 on JAX
 

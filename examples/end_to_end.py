@@ -1,6 +1,6 @@
 """From a recipe at a small batch to a chip without floating point: every stage on one network, and one report.
 
-    TF_USE_LEGACY_KERAS=1 python examples/end_to_end.py --data-dir DATA --dtype bfloat16
+    TF_USE_LEGACY_KERAS=1 python examples/end_to_end.py --data-dir DATA
     python examples/end_to_end.py                       # scikit-learn's 8 x 8 digits; Keras 3: without tfmot
 
 DATA is a TensorFlow Datasets folder with CIFAR-10; the accuracy is that of training images kept aside. The stages:
