@@ -1,10 +1,9 @@
 """BackupAndRestore: a run that was interrupted ends as one that was not; what is damaged or foreign is refused."""
 
+import functools
 import json
-import os
 import resource
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from keras_lsb.optimizers import LAMB
 from tests import registry
 from tests.autowu_problem import LONG_ENOUGH, STEPS, fit, made
 from tests.microbatches import X, Y, averages, microbatched
-from tests.support import assert_all_close, keras, to_numpy
+from tests.support import TENSORFLOW, assert_all_close, keras, to_numpy
+from tests.workers import start
 
-ROOT = Path(__file__).parent.parent
 EPOCHS = 4
+EAGERLY = {"run_eagerly": True, "jit_compile": False} if TENSORFLOW else {}
 
 
 class Stop(Exception):
@@ -41,7 +41,8 @@ class StopIn(keras.callbacks.Callback):
             raise Stop
 
 
-def small(optimizer="lamb", seed=3, units=4):
+def small(optimizer="lamb", seed=3, units=4, graph=False):
+    """A model that runs eagerly unless told otherwise: so few steps take less time than a graph of them."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
@@ -52,7 +53,7 @@ def small(optimizer="lamb", seed=3, units=4):
         ]
     )
     rate = schedules.LEGW(0.05, base_batch_size=8, batch_size=16, steps_per_epoch=3, warmup_epochs=1)
-    model.compile(registry.make(optimizer, learning_rate=rate), "mse")
+    model.compile(registry.make(optimizer, learning_rate=rate), "mse", **({} if graph else EAGERLY))
     return model
 
 
@@ -66,6 +67,14 @@ def state(model):
     return [to_numpy(variable) for variable in [*model.weights, *model.optimizer.variables]]
 
 
+@functools.cache
+def uninterrupted(**arguments):
+    """The state in which a training ends that nothing has ended before."""
+    model = small(**arguments)
+    train(model)
+    return state(model)
+
+
 def interrupted(folder, epoch=2, make=small, **arguments):
     with pytest.raises(Stop):
         train(make(), StopIn(epoch), folder=folder, **arguments)
@@ -73,21 +82,19 @@ def interrupted(folder, epoch=2, make=small, **arguments):
 
 @pytest.mark.parametrize("optimizer", registry.CLASSES)
 def test_resumed_run_is_the_uninterrupted_one(tmp_path, optimizer):
-    whole = small(optimizer)
-    train(whole)
-    interrupted(tmp_path, make=lambda: small(optimizer))
-    resumed = small(optimizer, seed=4)
+    settings = {"optimizer": optimizer, "graph": True}
+    interrupted(tmp_path, make=lambda: small(**settings))
+    resumed = small(seed=4, **settings)
     history = train(resumed, folder=tmp_path)
     assert history.epoch == [2, 3]
-    assert_all_close(state(resumed), state(whole), 0)
+    assert_all_close(state(resumed), uninterrupted(**settings), 0)
 
 
 def test_every_other_epoch(tmp_path):
     interrupted(tmp_path, 3, epochs_per_backup=2)
-    resumed, whole = small(), small()
+    resumed = small()
     assert train(resumed, folder=tmp_path).epoch == [2, 3]
-    train(whole)
-    assert_all_close(state(resumed), state(whole), 0)
+    assert_all_close(state(resumed), uninterrupted(), 0)
 
 
 def test_backup_is_removed_at_the_end_and_later_fits_begin_anew(tmp_path):
@@ -103,10 +110,9 @@ def test_backup_is_removed_at_the_end_and_later_fits_begin_anew(tmp_path):
 def test_end_may_be_kept(tmp_path):
     model = small()
     train(model, folder=tmp_path, epochs=2, delete_checkpoint=False)
-    longer, whole = small(), small()
+    longer = small()
     assert train(longer, folder=tmp_path).epoch == [2, 3]
-    train(whole)
-    assert_all_close(state(longer), state(whole), 0)
+    assert_all_close(state(longer), uninterrupted(), 0)
 
 
 def test_folder_with_files_of_others_is_not_removed(tmp_path):
@@ -120,7 +126,7 @@ def test_rate_that_a_later_callback_has_changed(tmp_path):
 
     def make():
         model = small()
-        model.compile(LAMB(0.1), "mse")
+        model.compile(LAMB(0.1), "mse", **EAGERLY)
         return model
 
     def halving():
@@ -236,28 +242,27 @@ def test_arguments(arguments, match):
         callbacks.BackupAndRestore(folder, **dict(zip(["epochs_per_backup"], epochs, strict=False)))
 
 
-def full_disk(folder):
-    """Run in a process of its own: no file may grow beyond some kilobytes once the first backup is there."""
+class Fill(keras.callbacks.Callback):
+    """Lets no file grow beyond some kilobytes once the first backup is there."""
 
-    class Fill(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch == 1:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-
-    train(small(), Fill(), folder=Path(folder))
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
 
 def test_full_disk_loses_nothing(tmp_path):
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
-    code = "import sys; from tests import test_backup; test_backup.full_disk(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert process.returncode == 1
-    assert "The backup of epoch 2 could not be written" in process.stderr
-    assert "The backup of epoch 1 is still there" in process.stderr
-    assert sorted(contents(tmp_path)) == ["backup.json", "epoch-1.weights.h5"]
-    resumed, whole = small(), small()
-    assert train(resumed, folder=tmp_path).epoch == [1, 2, 3]
-    train(whole)
-    assert_all_close(state(resumed), state(whole), 0)
+    folder = tmp_path / "backup"
+    with start("tests.test_backup", folder, workers=1, folder=tmp_path) as process:
+        assert process.wait() == [1]
+        log = process.log(0)
+    assert "The backup of epoch 2 could not be written" in log
+    assert "The backup of epoch 1 is still there" in log
+    assert sorted(contents(folder)) == ["backup.json", "epoch-1.weights.h5"]
+    resumed = small()
+    assert train(resumed, folder=folder).epoch == [1, 2, 3]
+    assert_all_close(state(resumed), uninterrupted(), 0)
+
+
+if __name__ == "__main__":  # in a process of its own, whose disk is full
+    train(small(), Fill(), folder=Path(sys.argv[1]))
