@@ -34,7 +34,6 @@ DIST = ROOT / "dist"
 NOT_IN_SDIST = (".ci/", ".github/", ".gitignore")
 GENERATED = re.compile(r"PKG-INFO|setup\.cfg|keras_lsb\.egg-info/.*")
 FLAVOURS = {"Keras 3": {}, "tf_keras": {"TF_USE_LEGACY_KERAS": "1"}}
-TEST_REQUIREMENTS = ("pytest>=8", "networkx", "scikit-learn")
 QUICK_TESTS = ("test_installed.py", "test_contract_schedules.py", "test_imports.py", "test_mutants.py")
 TESTS = (*QUICK_TESTS, "test_legw.py", "test_exclusions.py", "test_topology.py", "test_fixedpoint.py")
 INSTALLED = '''"""What is tested is the installed package."""
@@ -183,8 +182,7 @@ def check_extras(interpreter: Path, wheel: Path) -> None:
 def check_installed(interpreter: Path, wheel: Path, arguments: argparse.Namespace, scratch: Path) -> None:
     """Installs the wheel and runs tests of it in both Kerases, from a copy of the tests."""
     constraints = ["--constraint", arguments.constraints] if arguments.constraints else []
-    requirements = [f"{wheel}[tensorflow]", *TEST_REQUIREMENTS]
-    run(interpreter, "-m", "pip", "install", "--quiet", *constraints, *requirements)
+    run(interpreter, "-m", "pip", "install", "--quiet", *constraints, f"{wheel}[demo]", "pytest>=8")
     shutil.copytree(ROOT / "tests", scratch / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", scratch)
     (scratch / "tests" / "test_installed.py").write_text(INSTALLED, encoding="utf-8")
