@@ -3,34 +3,24 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.example_run import EXAMPLES, logged_epochs
+from tests.example_run import finished, logged_epochs, start
 from tests.support import tensorflow_only
+from tests.workers import DEADLINE
 
 SHORT = ("--limit-steps", "3", "--epochs", "2", "--threads", "1", "--hold-out")
-LIMIT_SECONDS = 240
 
 pytestmark = tensorflow_only("training with tf.keras")
 
 
-def command(example: str, folder: Path, *flags: str) -> list[str]:
-    return [sys.executable, str(EXAMPLES / example), "--output", str(folder), *flags]
-
-
 def run(example: str, folder: Path, *flags: str) -> str:
     """What the example printed; fails with its output if it did."""
-    finished = subprocess.run(
-        command(example, folder, *flags), cwd=folder, capture_output=True, text=True, timeout=LIMIT_SECONDS
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout
+    return finished(example, folder, "--output", folder, *flags)
 
 
 def results(folder: Path) -> list[dict]:
@@ -49,7 +39,7 @@ def check_record(folder: Path) -> dict:
 
 
 def test_demo_compares_all_rules_at_all_batch_sizes(tmp_path):
-    output = run("demo.py", tmp_path, "--quick")
+    output = run("demo", tmp_path, "--quick")
     (summary,) = results(tmp_path)
     variants = {(result["rule"], result["factor"]) for result in summary["results"]}
     rules = ("legw", "linear", "linear-warmup", "sqrt")
@@ -65,16 +55,16 @@ def test_demo_compares_all_rules_at_all_batch_sizes(tmp_path):
         assert (result["learning_rates"][0] == 0) == warms_up
 
 
-@pytest.mark.parametrize("example", ["ptb_lstm.py", "cifar10_resnet.py"])
+@pytest.mark.parametrize("example", ["ptb_lstm", "cifar10_resnet"])
 def test_example_trains_and_records(example, tmp_path):
     run(example, tmp_path, *SHORT)
     check_record(tmp_path)
 
 
 def test_finished_run_is_recorded_and_not_repeated(tmp_path):
-    first = run("mnist_lstm.py", tmp_path, *SHORT)
+    first = run("mnist_lstm", tmp_path, *SHORT)
     recorded = check_record(tmp_path)
-    second = run("mnist_lstm.py", tmp_path, *SHORT)
+    second = run("mnist_lstm", tmp_path, *SHORT)
     assert results(tmp_path) == [recorded]
     assert "Epoch 1/2" in first
     assert "Epoch" not in second
@@ -85,7 +75,7 @@ SWEEP = ("--batch-sizes", "8", "32", "128", "--goals", "1.5", "1", "--rates", "1
 
 
 def test_sweep_measures_the_critical_batch_and_continues(tmp_path):
-    run("critical_batch.py", tmp_path, *SWEEP)
+    run("critical_batch", tmp_path, *SWEEP)
     fits = list(csv.DictReader((tmp_path / "critical_batch.csv").open()))
     record = json.loads((tmp_path / "critical_batch.json").read_text())
     assert [float(fit["goal"]) for fit in fits] == [1.5, 1.0]
@@ -99,15 +89,14 @@ def test_sweep_measures_the_critical_batch_and_continues(tmp_path):
     runs = tmp_path / "runs.csv"
     lines = runs.read_text().splitlines(keepends=True)
     runs.write_text("".join(lines[:-2]))
-    run("critical_batch.py", tmp_path, *SWEEP)
+    run("critical_batch", tmp_path, *SWEEP)
     continued = runs.read_text().splitlines(keepends=True)
     assert continued[: len(lines) - 2] == lines[:-2]
     assert len(continued) == len(lines)
     assert json.loads((tmp_path / "critical_batch.json").read_text())["fits"] == record["fits"]
-    other = command("critical_batch.py", tmp_path, *SWEEP, "--goals", "1")
-    refused = subprocess.run(other, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-    assert refused.returncode != 0
-    assert "--output" in refused.stderr
+    with start("critical_batch", tmp_path, "--output", tmp_path, *SWEEP, "--goals", "1") as refused:
+        assert refused.wait() != [0]
+        assert "--output" in refused.log(0)
 
 
 # Not smaller batches: their statistics are so noisy that the accuracy of 180 steps depends on a machine's rounding.
@@ -115,7 +104,7 @@ AUTOWU = ("--batch-sizes", "64", "128", "--epochs", "12", "--limit-steps", "15",
 
 
 def test_autowu_needs_no_rate_for_two_optimizers_at_two_batch_sizes(tmp_path):
-    output = run("autowu_cifar10.py", tmp_path, *AUTOWU)
+    output = run("autowu_cifar10", tmp_path, *AUTOWU)
     runs = results(tmp_path)
     assert {(result["optimizer"], result["batch_size"]) for result in runs} == {
         (optimizer, batch_size) for optimizer in ("lamb", "adamp") for batch_size in (64, 128)
@@ -130,7 +119,7 @@ def test_autowu_needs_no_rate_for_two_optimizers_at_two_batch_sizes(tmp_path):
     assert [len(log) for log in logs] == [12] * 4
     assert all(log[0]["autowu_phase"] == "0.0" and log[-1]["autowu_phase"] == "1.0" for log in logs)
     assert len([path for path in tmp_path.glob("*.png") if path.read_bytes().startswith(b"\x89PNG")]) == 4
-    repeated = run("autowu_cifar10.py", tmp_path, *AUTOWU)
+    repeated = run("autowu_cifar10", tmp_path, *AUTOWU)
     assert "Epoch" not in repeated
     assert repeated.splitlines() == output.splitlines()[-5:]
     assert results(tmp_path) == runs
@@ -139,20 +128,15 @@ def test_autowu_needs_no_rate_for_two_optimizers_at_two_batch_sizes(tmp_path):
 def test_killed_run_continues_at_the_epoch_it_had_reached(tmp_path):
     # Epochs of a few seconds: the kill arrives within one of them, and never after the last.
     flags = ("--batch-size", "2", "--limit-steps", "300", "--epochs", "5", "--threads", "1", "--hold-out")
-    with subprocess.Popen(
-        command("mnist_lstm.py", tmp_path, *flags),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as interrupted:
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while 1 not in logged_epochs(tmp_path) and interrupted.poll() is None and time.monotonic() < deadline:
+    with start("mnist_lstm", tmp_path, "--output", tmp_path, *flags) as interrupted:
+        deadline = time.monotonic() + DEADLINE
+        while 1 not in logged_epochs(tmp_path) and not interrupted.ended() and time.monotonic() < deadline:
             time.sleep(0.02)
-        interrupted.kill()
+        interrupted.kill(0)
     before = logged_epochs(tmp_path)
     assert before[:2] == [0, 1]
     assert not results(tmp_path), "the run was killed too late to test anything"
-    output = run("mnist_lstm.py", tmp_path, *flags)
+    output = run("mnist_lstm", tmp_path, *flags)
     assert "Epoch 1/5" not in output, "the run started again from the first epoch"
     assert logged_epochs(tmp_path) == [0, 1, 2, 3, 4]
     assert len(results(tmp_path)) == 1

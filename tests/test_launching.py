@@ -25,7 +25,7 @@ pytestmark = tensorflow_only("tf.distribute")
 def wait_for_epoch(epoch: int, folder: Path, process) -> None:
     deadline = time.monotonic() + LIMIT_SECONDS
     while epoch not in logged_epochs(folder):
-        assert process.processes[0].poll() is None, process.output(0) + process.log(0)
+        assert not process.ended(), process.output(0) + process.log(0)
         assert time.monotonic() < deadline, process.output(0) + process.log(0)
         time.sleep(0.02)
 

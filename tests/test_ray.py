@@ -76,7 +76,7 @@ def test_a_dead_worker_is_replaced_and_the_run_continues(tmp_path):
     with start(tmp_path) as process:
         deadline = time.monotonic() + LIMIT_SECONDS
         while max(reported_epochs(process), default=0) < 4 or len(ray_workers(process)) < 2:
-            assert process.processes[0].poll() is None, process.log(0)[-3000:]
+            assert not process.ended(), process.log(0)[-3000:]
             assert time.monotonic() < deadline, process.log(0)[-3000:]
             time.sleep(0.1)
         first = ray_workers(process)
