@@ -38,7 +38,11 @@ def process(program: str, settings: dict[str, str]):
     environment = {**inherited, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT.parent), **settings}
 
     def run() -> None:
-        subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program!r} ended with {done.returncode}: {done.stderr[-2000:]}")
 
     return run
 
