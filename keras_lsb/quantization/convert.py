@@ -52,7 +52,7 @@ def to_tflite(model: Model, representative_data: Structure = None, *, target_ker
             "`representative_data` must hold examples on which the ranges of activations are measured: the model has "
             "had no quantization-aware training. Received: representative_data=None"
         )
-    if not trained:
+    if not _keras.LEGACY:
         _refuse_loops(model)
     layers = normalizations(model)
     with _tagged(layers):
@@ -83,18 +83,17 @@ def layer_affine(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
 
 def operator_affine(file: LiteRTFile, operator: Any, layer: Layer) -> Int8Affine:
     """The affine of a layer between the int8 tensors of its operator."""
-    source, output = operator.inputs[0], operator.outputs[0]
-    scales = [float(file.scale(index)[0]) for index in (source, output)]
-    points = [file.zero_point(index) for index in (source, output)]
+    ends, levels = (operator.inputs[0], operator.outputs[0]), file.activation_range(operator)
+    input_scale, output_scale = (float(file.scale(index)[0]) for index in ends)
+    input_point, output_point = (file.zero_point(index) for index in ends)
     scale, offset = layer_affine(layer)
-    steps_and_points = scales[0], scales[1], points[0], points[1]
-    return Int8Affine(scale, offset, *steps_and_points, file.activation_range(operator)).checked()
+    return Int8Affine(scale, offset, input_scale, output_scale, input_point, output_point, levels).checked()
 
 
 def _refuse_loops(model: Any) -> None:
     """ValueError for a loop of Keras 3, at which TensorFlow's calibration ends the process instead."""
     for layer in model._flatten_layers():
-        if not _keras.LEGACY and isinstance(layer, _keras.keras.layers.RNN) and not layer.unroll:
+        if isinstance(layer, _keras.keras.layers.RNN) and not layer.unroll:
             raise ValueError(
                 f"Layer {layer.name!r} is a loop, in which the ranges of activations cannot be measured. "
                 f"Make it with `unroll=True`. Received: {type(layer).__name__} with unroll=False"
