@@ -220,7 +220,6 @@ def quantized(run: Run, settings, folder: Path) -> dict:
     tuned = common.flavour() == "tf_keras"
     return {
         "accuracy": quantize.accuracy_of(run.integers, *run.data[1]),
-        "float_accuracy": quantize.accuracy_of(run.network, *run.data[1]),
         "steps": run.steps(settings) * settings.tuning_epochs if tuned else None,
         "history": common.history(folder / "quantization-aware") if tuned else {},
     }
