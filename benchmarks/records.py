@@ -9,7 +9,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def parser(description: str, quick: str) -> argparse.ArgumentParser:
-    """What all benchmarks take: `--quick`, whose help is given, and `--results`."""
+    """What the benchmarks of table.py take: `--quick`, whose help is given, and `--results`."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help=f"{quick}: shows that it runs, not how fast")
     made.add_argument(

@@ -14,7 +14,7 @@ SHORT = ("--limit-steps", "2", "--least-accuracy", "0", "--threads", "1")
 
 
 def start(example: str, folder: Path, *flags, deadline: float = workers.DEADLINE):
-    """An example in a group of processes that ends with the test, or `deadline` seconds from now."""
+    """An example in a group of processes that ends with the test, or `deadline` seconds after its start."""
     output = [] if "--output" in flags else ["--output", folder / "runs"]
     search = os.pathsep.join([str(EXAMPLES), str(ROOT)])
     return workers.start(example, *output, *flags, workers=1, folder=folder, deadline=deadline, PYTHONPATH=search)

@@ -15,9 +15,14 @@ _HEADING = re.compile(r"^#+ (?P<title>.+)$", re.M)
 _ENTRY = re.compile(r"^::: (?P<name>[\w.]+)$", re.M)
 
 
+def shown(page: Path) -> str:
+    """A page without its comments."""
+    return _COMMENT.sub("", page.read_text(encoding="utf-8"))
+
+
 def text(page: Path) -> str:
     """What a page says: without its examples and comments."""
-    return _FENCE.sub("", _COMMENT.sub("", page.read_text(encoding="utf-8")))
+    return _FENCE.sub("", shown(page))
 
 
 def links(markdown: str) -> list[str]:

@@ -14,11 +14,10 @@ import pytest
 
 import keras_lsb
 from keras_lsb.optimizers import LAMB, LARS, AdamP
+from tests import pages
 from tests.support import tensorflow_only
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-PAGES = [page for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))] if page.exists()]
+PAGES = [page for page in pages.PAGES if page.name != "CONTRIBUTING.md"]
 # A ```python fence runs; a ```text fence right after it is what it prints. Any other fence is only shown.
 EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\s*^```text\n(?P<output>.*?)^```\n)?", re.M | re.S)
 CALL = re.compile(r"`((?:LARS|LAMB|AdamP)\([^`]*\))`")
@@ -29,7 +28,7 @@ PUBLIC = [f"{package.__name__}.{name}" for package in PACKAGES for name in packa
 
 def load(name: str):
     """A module of the documentation, which is no package."""
-    specification = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(name, pages.DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -90,7 +89,7 @@ def test_public_name_is_documented(name):
     package, _, attribute = name.rpartition(".")
     value = getattr(importlib.import_module(package), attribute)
     assert (value.__doc__ or "").strip(), f"{name} has no docstring"
-    assert re.search(rf"^::: {re.escape(name)}$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(rf"^::: {re.escape(name)}$", (pages.DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_public_names_are_found():
@@ -98,7 +97,7 @@ def test_public_names_are_found():
     assert {"keras_lsb.rules.trust_ratio", "keras_lsb.optimizers"} <= set(PUBLIC)
 
 
-CALLS = sorted(set(CALL.findall((DOCS / "optimizers.md").read_text(encoding="utf-8"))))
+CALLS = sorted(set(CALL.findall((pages.DOCS / "optimizers.md").read_text(encoding="utf-8"))))
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -186,6 +185,6 @@ def test_links_to_files_of_the_repository_lead_to_copies():
 
 def test_every_result_is_shown():
     """A result that no page shows is not evidence."""
-    pages = "".join(re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in PAGES)
+    shown = "".join(map(pages.shown, PAGES))
     names = [path.stem for path in hooks.RESULTS.glob("*.json")]
-    assert [name for name in names if not re.search(rf"\{{\{{\s*(table|value):{name}\b", pages)] == []
+    assert [name for name in names if not re.search(rf"\{{\{{\s*(table|value):{name}\b", shown)] == []
