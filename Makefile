@@ -42,9 +42,11 @@ test-ray: $(VENV)/test.stamp $(VENV)/ray.stamp ## Install Ray and train with its
 	$(RUN) -m pytest tests/test_ray.py
 	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest tests/test_ray.py
 
+WORKER_TESTS = $(shell grep --files-with-matches --fixed-strings mark.workers tests/test_*.py)
+
 test-workers: $(VENV)/test.stamp ## Run the tests with several processes, both flavours
-	$(RUN) -m pytest -m workers
-	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest -m workers
+	$(RUN) -m pytest -m workers $(WORKER_TESTS)
+	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest -m workers $(WORKER_TESTS)
 
 lint: $(VENV)/test.stamp ## Check style, types and the layer rule
 	$(BIN)/ruff check

@@ -76,7 +76,7 @@ def train(arguments, data) -> dict:
     model.compile(
         optimizer=kind(schedule, weight_decay=recipe["weight_decay"]),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=[common.accuracy(keras)],
         jit_compile=False,
     )
     autowu = callbacks.AutoWU(schedule)

@@ -162,7 +162,7 @@ def main() -> None:
             model.compile(
                 optimizer=OPTIMIZERS[arguments.optimizer][0](schedule, weight_decay=arguments.weight_decay),
                 loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
+                metrics=[common.accuracy(keras)],
                 jit_compile=False,
             )
             history = model.fit(

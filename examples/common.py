@@ -148,6 +148,11 @@ def steps_in_epoch(examples: int, arguments) -> int:
     return min(steps, arguments.limit_steps or steps)
 
 
+def accuracy(keras):
+    """The metric that "accuracy" stands for, with its variables: in want of them the first step is traced twice."""
+    return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+
+
 def run_name(example: str, arguments, seed: int, *details: str) -> str:
     """A name that differs whenever the result may: the folder of one run."""
     batch = f"b{arguments.batch_size}of{arguments.base_batch_size}"

@@ -106,7 +106,7 @@ def compiled(tf, arguments, shape: tuple[int, ...], steps: int):
         model.compile(
             kind(schedule, momentum=arguments.momentum),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
+            metrics=[common.accuracy(keras)],
             steps_per_execution=steps,  # `fit`'s own time would outweigh the model's
             jit_compile=False,
         )

@@ -52,7 +52,7 @@ def train(arguments, strategy) -> tuple[float, float]:
         model.compile(
             optimizers.DecentLaM(arguments.learning_rate, momentum=arguments.momentum),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
+            metrics=[common.accuracy(keras)],
             jit_compile=False,
         )
     history = model.fit(

@@ -78,7 +78,7 @@ def train(keras, schedule, data, *, batch_size: int, epochs: int, seed: int, on_
     model.compile(
         optimizer=keras.optimizers.SGD(schedule, momentum=0.9),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=[common.accuracy(keras)],
         steps_per_execution=steps_per_execution(math.ceil(len(images) / batch_size)),
         jit_compile=False,
     )

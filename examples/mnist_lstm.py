@@ -46,7 +46,7 @@ def main() -> None:
             model.compile(
                 optimizer=keras.optimizers.SGD(schedule, momentum=0.9),
                 loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
+                metrics=[common.accuracy(keras)],
                 jit_compile=False,
             )
             limit = steps * arguments.batch_size

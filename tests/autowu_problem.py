@@ -6,7 +6,7 @@ from keras_lsb import _keras
 from keras_lsb.callbacks import AutoWU
 from keras_lsb.scaling import AutoWUController
 from keras_lsb.schedules import AutoWU as Schedule
-from tests.support import TENSORFLOW, keras
+from tests.support import TENSORFLOW, keras, with_slots
 
 BATCH, STEPS, EPOCHS, MOMENTUM = 64, 5, 24, 0.9
 TOTAL = STEPS * EPOCHS
@@ -38,7 +38,7 @@ def compiled(schedule, model=None, **arguments):
     model = linear_model() if model is None else model
     defaults = {"optimizer": keras.optimizers.SGD(schedule, momentum=MOMENTUM), "loss": loss()}
     model.compile(**{"jit_compile": not TENSORFLOW, **defaults, **arguments})
-    return model
+    return with_slots(model)
 
 
 def made(model=None, callback=None, options=None, total=TOTAL, **arguments):

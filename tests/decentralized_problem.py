@@ -7,7 +7,7 @@ import numpy as np
 from keras_lsb import distribute, topology
 from keras_lsb.optimizers import DecentLaM, DmSGD
 from tests.noise_scale_problem import dataset
-from tests.support import keras
+from tests.support import keras, with_slots
 
 NODES, SHARE, COLUMNS, STEPS = 4, 16, 5, 50
 RATE, MOMENTUM, DECAY, CLIP = 0.05, 0.8, 0.01, 0.5
@@ -71,6 +71,7 @@ def train(strategy, graph, method="DecentLaM", learning_rate=None, steps=STEPS, 
         model = network()
         optimizer = METHODS[method](Rate() if learning_rate is None else learning_rate, momentum=MOMENTUM, **arguments)
         model.compile(optimizer, "mse")
+        with_slots(model)
     model.fit(batches(), epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0)
     return model
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_lsb import _keras, callbacks, distribute, topology
 from keras_lsb.distribute.nodes import consensus_distance, read_nodes
 from tests import decentralized_problem as problem
-from tests.support import error_of, keras
+from tests.support import error_of, keras, with_slots
 
 EPOCHS = 10
 
@@ -75,6 +75,7 @@ def long(strategy, folder: Path, steps_per_epoch: str) -> dict:
     with distribute.decentralized(strategy, topology.ring_matchings(nodes), timeout=problem.TIMEOUT):
         model = problem.network()
         model.compile(problem.DecentLaM(0.01, momentum=problem.MOMENTUM), "mse")
+        with_slots(model)
     x, y = (np.resize(array, (nodes * 8, array.shape[-1])) for array in (problem.X, problem.Y[..., None]))
     data = problem.dataset(x, y, batch_size=len(x)).repeat()
     listeners = [callbacks.BackupAndRestore(folder / "backup"), Journal(folder / f"steps-{INDEX}", steps)]

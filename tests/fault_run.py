@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_lsb import _keras, callbacks, distribute, schedules
 from keras_lsb.optimizers import LAMB
-from tests.microbatches import compiled, microbatched, small_model
+from tests.microbatches import accuracy, compiled, microbatched, small_model
 from tests.noise_scale_problem import X, Y, dataset
 from tests.support import error_of, keras, to_numpy
 
@@ -55,7 +55,7 @@ def train(folder: Path) -> dict:
     keras.utils.set_random_seed(7)
     normalization = keras.layers.BatchNormalization(momentum=0.7, name="normalization")
     schedule = schedules.AutoWU(STEPS * EPOCHS, steps_per_check=2, min_learning_rate=0.01, max_learning_rate=100.0)
-    model = microbatched(2, small_model(normalization), optimizer=LAMB(schedule), metrics=["accuracy"])
+    model = microbatched(2, small_model(normalization), optimizer=LAMB(schedule), metrics=[accuracy()])
     journal = Journal(folder, schedule)
     model.fit(
         dataset(X, Y, batch_size=BATCH),

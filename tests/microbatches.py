@@ -5,7 +5,7 @@ import numpy as np
 from keras_lsb.scaling.noise_scale import COLUMNS
 from keras_lsb.training import Microbatched
 from tests.reference import noise_scale as reference
-from tests.support import TENSORFLOW, assert_all_close, keras, ops, to_numpy
+from tests.support import TENSORFLOW, assert_all_close, keras, ops, to_numpy, with_slots
 
 BATCH = 16
 _random = np.random.default_rng(5)
@@ -17,6 +17,11 @@ RATE = 0.3
 
 def loss():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def accuracy():
+    """The metric that "accuracy" stands for, with its variables: in want of them the first step is traced twice."""
+    return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
 
 def dense(units, activation=None, seed=0, **arguments):
@@ -36,7 +41,7 @@ def compiled(model, **arguments):
     """The model, compiled with plain gradient descent unless told otherwise."""
     defaults = {"optimizer": keras.optimizers.SGD(RATE), "loss": loss(), "jit_compile": not TENSORFLOW}
     model.compile(**(defaults | arguments))
-    return model
+    return with_slots(model)
 
 
 def microbatched(microbatches, model=None, arguments=None, **compile_arguments):

@@ -49,6 +49,13 @@ def to_tensor(value, dtype: str = "float32"):
     return None if value is None else ops.cast(ops.convert_to_tensor(np.asarray(value)), dtype)
 
 
+def with_slots(model):
+    """The compiled model with all variables of its optimizer: in want of them the first step is traced twice."""
+    if model.built:
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
 def apply(optimizer, gradients, variables):
     """One update by hand. `gradients` are arrays, tensors or None, one per variable."""
     gradients = [

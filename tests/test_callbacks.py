@@ -12,7 +12,7 @@ from keras_lsb.callbacks import AdaptiveBatch, Curvature, NoiseScale, NoiseScale
 from keras_lsb.callbacks.noise_scale import verdict
 from keras_lsb.scaling import NoiseScaleEstimate
 from keras_lsb.training import CurvatureProbe, Microbatched
-from tests.microbatches import X, Y, averages, compiled, fit, microbatched, small_model, weights
+from tests.microbatches import X, Y, accuracy, averages, compiled, fit, microbatched, small_model, weights
 from tests.support import TENSORFLOW, assert_all_close, keras, tensorflow_only
 
 KEYS = ("noise_scale", "grad_sq_norm", "grad_trace", "noise_scale_low", "noise_scale_high")
@@ -277,7 +277,7 @@ def test_adaptive_batch_is_refused_on_jax():
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_curvature_is_measured_at_its_interval_without_touching_the_training(wrapped):
     def make():
-        return compiled(Microbatched(small_model(), 4) if wrapped else small_model(), metrics=["accuracy"])
+        return compiled(Microbatched(small_model(), 4) if wrapped else small_model(), metrics=[accuracy()])
 
     plain, watched = make(), make()
     callback = Curvature(X[:32], Y[:32], interval=3, microbatches=8)

@@ -7,7 +7,7 @@ import pytest
 
 from keras_lsb import scaling
 from keras_lsb.training import CurvatureProbe, Microbatched
-from tests.microbatches import X, Y, compiled, dense, fit, small_model, weights
+from tests.microbatches import X, Y, accuracy, compiled, dense, fit, small_model, weights
 from tests.reference import noise_scale as reference
 from tests.support import LEGACY, TENSORFLOW, assert_all_close, keras, ops, tensorflow_only, to_numpy
 from tests.test_microbatched import Lazy, PartlyUsed
@@ -84,7 +84,7 @@ def make_model():
     model = keras.Sequential(
         [keras.layers.Input((5,)), dense(13, "tanh", 1), dense(4, "tanh", 3), dense(7, "tanh", 4), dense(3, None, 2)]
     )
-    model = compiled(model, metrics=["accuracy"])
+    model = compiled(model, metrics=[accuracy()])
     fit(model, X.astype(FLOAT), Y)
     return model
 
@@ -158,7 +158,7 @@ def test_noise_scales_agree_where_the_hessian_is_a_multiple_of_the_identity():
 def test_weights_metrics_and_optimizer_are_untouched(wrapped):
     between = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.3, seed=1)]
     model = small_model(*between)
-    model = compiled(Microbatched(model, 4) if wrapped else model, metrics=["accuracy"])
+    model = compiled(Microbatched(model, 4) if wrapped else model, metrics=[accuracy()])
     fit(model, epochs=1)
 
     def state():

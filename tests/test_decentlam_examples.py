@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests import workers
 from tests.example_run import finished, only
 from tests.support import keras, tensorflow_only
 from tests.test_examples import results
@@ -47,7 +48,10 @@ def test_decentlam_is_above_dmsgd_where_nodes_see_different_digits(tmp_path):
 def test_four_workers_learn_all_digits_from_three_or_four_each(tmp_path):
     import common
 
-    output = finished("decentlam_workers", tmp_path, "--local", "4", "--threads", "1")
+    arguments = ("decentlam_workers", "--threads", "1", "--epochs", "20", "--output", tmp_path)
+    with workers.start(*arguments, workers=4, folder=tmp_path / "logs") as cluster:
+        assert cluster.wait() == [0] * 4, cluster.log(0)
+        output = cluster.output(0)
     assert "85.00 % claimed: passed." in output
     images, labels = common.load_digits(None)[1]
     saved = keras.models.load_model(only(tmp_path, "digits.keras")).predict(images, verbose=0).argmax(axis=1)

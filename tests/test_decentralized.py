@@ -24,7 +24,7 @@ from tests.decentralized_problem import (
     network,
     train,
 )
-from tests.support import TENSORFLOW, assert_close, keras, keras3_only, tensorflow_only, to_numpy
+from tests.support import TENSORFLOW, assert_close, keras, keras3_only, tensorflow_only, to_numpy, with_slots
 from tests.test_backup import Stop, StopIn
 from tests.test_replicas import mirrored
 
@@ -111,7 +111,7 @@ def normalized_network(rate=0.02):
         ]
     )
     model.compile(optimizers.DecentLaM(rate, momentum=MOMENTUM), "mse")
-    return model
+    return with_slots(model)
 
 
 def fit(model, epochs=2, **arguments):

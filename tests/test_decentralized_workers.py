@@ -118,7 +118,7 @@ def check_loss(folder, count: int, steps_per_epoch: int) -> None:
 
 
 def test_workers_survive_the_loss_of_one(tmp_path):
-    check_loss(tmp_path, 4, 60)
+    check_loss(tmp_path, 4, 20)
 
 
 def main():

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from keras_lsb import distribute
-from tests.microbatches import X, Y, assert_averages, averages, compiled, fit, microbatched, small_model, weights
+from tests.microbatches import (
+    X,
+    Y,
+    accuracy,
+    assert_averages,
+    averages,
+    compiled,
+    fit,
+    microbatched,
+    small_model,
+    weights,
+)
 from tests.noise_scale_problem import SMALL, by_hand, trained
 from tests.support import (
     LEGACY,
@@ -66,7 +77,7 @@ def train(replicas, microbatches, x=X, y=Y, batch_size=16, epochs=2, accumulatio
     with strategy.scope():
         optimizer = arguments.pop("optimizer", lambda: keras.optimizers.SGD(0.3))()
         model = microbatched(
-            microbatches, arguments={"groups": GROUPS}, optimizer=optimizer, metrics=["accuracy"], **arguments
+            microbatches, arguments={"groups": GROUPS}, optimizer=optimizer, metrics=[accuracy()], **arguments
         )
     model.accumulate(accumulation)
     return model, fit(model, x, y, batch_size, epochs)
@@ -134,7 +145,7 @@ def test_stock_optimizer_clips_the_sum():
 
 @replicas_only
 def test_updates_are_those_of_stock_fit_on_one_device():
-    plain = compiled(small_model(), metrics=["accuracy"])
+    plain = compiled(small_model(), metrics=[accuracy()])
     expected = fit(plain)
     model, history = train(4, 2)
     assert_all_close(weights(model), weights(plain), 5e-6)

@@ -17,7 +17,7 @@ from keras_lsb import _keras, distribute
 from keras_lsb.schedules import LEGW
 from keras_lsb.training import Microbatched
 from tests import autowu_run, registry
-from tests.microbatches import compiled
+from tests.microbatches import accuracy, compiled
 from tests.noise_scale_problem import BATCH, SMALL, START, dataset, network, trained
 from tests.support import LEGACY, keras, to_numpy
 
@@ -89,14 +89,14 @@ def fit(model, examples=BATCH * STEPS_PER_EPOCH, epochs=EPOCHS, **arguments) -> 
 
 
 def with_optimizer(name) -> dict:
-    model = compiled(network(), optimizer=OPTIMIZERS[name](), metrics=["accuracy"])
+    model = compiled(network(), optimizer=OPTIMIZERS[name](), metrics=[accuracy()])
     return fit(model)
 
 
 def ragged(examples, microbatches=None) -> dict:
     """A last batch that is not full; the estimates of microbatches of other sizes are left out."""
     model = network() if microbatches is None else Microbatched(network(), microbatches, noise_scale=False)
-    return fit(compiled(model, metrics=["accuracy"]), len(X) - BATCH + examples)
+    return fit(compiled(model, metrics=[accuracy()]), len(X) - BATCH + examples)
 
 
 def empty_shares(microbatches) -> dict:
@@ -120,7 +120,7 @@ def whole(folder) -> dict:
         ]
     )
     model.set_weights([START[0], np.ones(6), np.zeros(6), np.zeros(6), np.ones(6), *START[2:]])
-    compiled(model, optimizer=of_registry("lamb"), metrics=["accuracy"])
+    compiled(model, optimizer=of_registry("lamb"), metrics=[accuracy()])
     found = fit(model, validation_data=dataset(X[: BATCH + EVEN], Y[: BATCH + EVEN]))
     found["evaluate"] = [float(value) for value in model.evaluate(dataset(X, Y), verbose=0)]
     found["predict"] = model.predict(dataset(X), verbose=0).tolist()
