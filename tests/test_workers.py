@@ -4,7 +4,7 @@ Only the order of sums differs. Float32 rounds each to 6e-8 of itself, and weigh
 1.2e-7 were measured, SAME is eight times that. Training moves the weights at least ten thousand times as far.
 """
 
-import functools
+import contextlib
 import json
 
 import numpy as np
@@ -14,42 +14,40 @@ from tests import worker_run
 from tests.support import LEGACY, assert_all_close, assert_close, tensorflow_only
 from tests.test_autowu_replicas import assert_resumed
 from tests.test_autowu_replicas import assert_same_run as assert_same_autowu
-from tests.workers import run
+from tests.workers import start
 
 pytestmark = [pytest.mark.workers, tensorflow_only("tf.distribute.MultiWorkerMirroredStrategy")]
 
 SAME = 1e-6
-DEADLINE = 420.0  # seconds for all cases; four workers take 90 on two idle cores
+DEADLINE = 420.0  # seconds for all cases; all clusters take 120 on two idle cores
 TRAINED = [*worker_run.OPTIMIZERS, "even", *(f"microbatched_{rest}" for rest in worker_run.UNEVEN), "empty_shares"]
 TRAINED += ["noise_scale", "whole"]
 TRAINED_BY = [(count, case) for count in (2, 4) for case in TRAINED if case not in worker_run.LEFT_OUT[count]]
 
 
-def results(folder, count) -> list[dict]:
-    return run("tests.worker_run", folder / "saved", workers=count, folder=folder, deadline=DEADLINE)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Results by the number of workers: all train at once, so that no processor waits."""
+    with contextlib.ExitStack() as stack:
+        clusters = {}
+        for count in (1, 2, 4):
+            folder = tmp_path_factory.mktemp("workers")
+            arguments = ("tests.worker_run", folder / "saved")
+            clusters[count] = stack.enter_context(start(*arguments, workers=count, folder=folder, deadline=DEADLINE))
+        found = {count: cluster.results() for count, cluster in clusters.items()}
+    for count, workers_of in found.items():
+        assert [worker["workers"] for worker in workers_of] == [count] * count
+    return found
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return results(tmp_path_factory.mktemp("one"), 1)[0]
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """Results by the number of workers, which train once."""
-
-    @functools.cache
-    def trained(count):
-        found = results(tmp_path_factory.mktemp("workers"), count)
-        assert [worker["workers"] for worker in found] == [count] * count
-        return found
-
-    return trained
+def alone(trained):
+    return trained[1][0]
 
 
 @pytest.fixture(params=[2, 4], ids=["2_workers", "4_workers"])
-def workers(request, together):
-    return together(request.param)
+def workers(request, trained):
+    return trained[request.param]
 
 
 def distance(left, right) -> float:
@@ -96,8 +94,8 @@ def test_noise_scale(workers, alone):
     np.testing.assert_allclose(workers[0]["noise_scale"]["estimate"], expected, rtol=1e-5)
 
 
-def test_shares_without_examples_are_no_measurements(together, alone):
-    for found in (alone, *together(4)):
+def test_shares_without_examples_are_no_measurements(trained, alone):
+    for found in (alone, *trained[4]):
         assert found["empty_shares"]["counts"] == [6, 0]
 
 
@@ -125,9 +123,9 @@ def test_autowu(workers, alone):
     assert_resumed(found)
 
 
-def test_stock_fit_weighs_uneven_shares_evenly(together, alone):
+def test_stock_fit_weighs_uneven_shares_evenly(trained, alone):
     """The reason for `Microbatched` where the last batch is not full; fails when Keras mends it."""
-    assert distance(together(4)[0]["uneven"]["weights"], alone["uneven"]["weights"]) > 1e3 * SAME
+    assert distance(trained[4][0]["uneven"]["weights"], alone["uneven"]["weights"]) > 1e3 * SAME
 
 
 def test_clipping_matters_in_these_tests(alone):
