@@ -82,7 +82,7 @@ def train(arguments, strategy, seed: int, callbacks=()) -> dict:
     with strategy.scope():
         model = build_model(keras, images.shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(LAMB(schedule, weight_decay=1e-4), loss, metrics=[common.accuracy(keras)], jit_compile=False)
+        model.compile(LAMB(schedule, weight_decay=1e-4), loss, metrics=["accuracy"], jit_compile=False)
     if chief:
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{strategy.num_replicas_in_sync} replicas. {schedule.summary()}", flush=True)
