@@ -113,7 +113,7 @@ def train(arguments, strategy) -> float:
         model.compile(
             LAMB(schedule, weight_decay=1e-4),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            weighted_metrics=[common.accuracy(keras)],
             # The host hands over this many steps at a time; here an epoch, after which callbacks run.
             steps_per_execution=steps,
             jit_compile=False,  # TPUStrategy compiles by itself

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import links
-from tests.support import LEGACY, tensorflow_only
+from tests.support import tensorflow_only
 from tests.workers import ENVIRONMENT, ROOT
 
 
@@ -23,7 +23,6 @@ def quick(network: str, **environment) -> list[dict]:
 
 @pytest.mark.workers
 @tensorflow_only("the exchange between workers")
-@pytest.mark.skipif(LEGACY, reason="no Keras takes part in the benchmark: the tests of Keras 3 run it")
 @pytest.mark.parametrize("network", ["unshaped", "shaped"])
 def test_quick_mode_compares_all_topologies(network):
     if network == "shaped" and (reason := links.hindrance()):
