@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN = TF_CPP_MIN_LOG_LEVEL=2 $(NICE) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check release-check oldest-check clean
+.PHONY: help demo report test test-keras3 test-legacy test-jax test-workers test-workers-keras3 test-workers-legacy test-ray lint docs bench mutants tpu-check release-check oldest-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,8 +44,13 @@ test-ray: $(VENV)/test.stamp $(VENV)/ray.stamp ## Install Ray and train with its
 
 WORKER_TESTS = $(shell grep --files-with-matches --fixed-strings mark.workers tests/test_*.py)
 
-test-workers: $(VENV)/test.stamp ## Run the tests with several processes, both flavours
+test-workers: $(VENV)/test.stamp ## Run the tests with several processes, both flavours at once
+	$(MAKE) --jobs=2 --output-sync=line test-workers-keras3 test-workers-legacy
+
+test-workers-keras3: $(VENV)/test.stamp
 	$(RUN) -m pytest -m workers $(WORKER_TESTS)
+
+test-workers-legacy: $(VENV)/test.stamp
 	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest -m workers $(WORKER_TESTS)
 
 lint: $(VENV)/test.stamp ## Check style, types and the layer rule
