@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN = TF_CPP_MIN_LOG_LEVEL=2 $(NICE) $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test test-keras3 test-legacy test-jax test-workers test-workers-keras3 test-workers-legacy test-ray lint docs bench mutants tpu-check release-check oldest-check clean
+.PHONY: help demo report test test-keras3 test-legacy test-jax test-workers test-ray lint docs bench mutants tpu-check release-check oldest-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,16 +27,18 @@ report: $(VENV)/report.stamp $(if $(DATA_DIR),$(VENV)/data.stamp) ## From a smal
 	$(if $(QUICK)$(DATA_DIR),,$(error give QUICK=1 for scikit-learn's digits, or DATA_DIR=FOLDER with CIFAR-10 of tensorflow-datasets))
 	TF_USE_LEGACY_KERAS=1 $(RUN) examples/end_to_end.py $(if $(QUICK),,--data-dir $(DATA_DIR)) $(if $(DTYPE),--dtype $(DTYPE))
 
+TESTS := # arguments of pytest, to run less than all
+
 test: test-keras3 test-legacy test-jax ## Run all tests: Keras 3, tf_keras, Keras 3 on JAX
 
 test-keras3: $(VENV)/test.stamp ## Run the tests on Keras 3 with TensorFlow
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(TESTS)
 
 test-legacy: $(VENV)/test.stamp ## Run the tests on tf_keras
-	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest
+	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest $(TESTS)
 
 test-jax: $(VENV)/test.stamp ## Run the tests that need no TensorFlow on Keras 3 with JAX
-	KERAS_BACKEND=jax $(RUN) -m pytest
+	KERAS_BACKEND=jax $(RUN) -m pytest $(TESTS)
 
 test-ray: $(VENV)/test.stamp $(VENV)/ray.stamp ## Install Ray and train with its TensorflowTrainer, in both Kerases
 	$(RUN) -m pytest tests/test_ray.py
@@ -45,13 +47,7 @@ test-ray: $(VENV)/test.stamp $(VENV)/ray.stamp ## Install Ray and train with its
 WORKER_TESTS = $(shell grep --files-with-matches --fixed-strings mark.workers tests/test_*.py)
 
 test-workers: $(VENV)/test.stamp ## Run the tests with several processes, both flavours at once
-	$(MAKE) --jobs=2 --output-sync=line test-workers-keras3 test-workers-legacy
-
-test-workers-keras3: $(VENV)/test.stamp
-	$(RUN) -m pytest -m workers $(WORKER_TESTS)
-
-test-workers-legacy: $(VENV)/test.stamp
-	TF_USE_LEGACY_KERAS=1 $(RUN) -m pytest -m workers $(WORKER_TESTS)
+	$(MAKE) --jobs=2 --output-sync=line test-keras3 test-legacy TESTS='-m workers $(WORKER_TESTS)'
 
 lint: $(VENV)/test.stamp ## Check style, types and the layer rule
 	$(BIN)/ruff check
