@@ -2,6 +2,7 @@
 
 import csv
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,21 @@ def finished(example: str, folder: Path, *flags, **settings) -> str:
         status = process.wait()
         assert status == [0], process.output(0) + process.log(0)
         return process.output(0)
+
+
+def killed_after(epoch: int, example: str, folder: Path, *flags, **settings) -> None:
+    """Starts an example and kills it as soon as the log of its first training has that epoch.
+
+    Raises:
+        AssertionError: it ended before, or was late.
+    """
+    with start(example, folder, *flags, **settings) as interrupted:
+        deadline = time.monotonic() + settings.get("deadline", workers.DEADLINE)
+        while epoch not in logged_epochs(folder):
+            assert not interrupted.ended(), interrupted.output(0) + interrupted.log(0)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        interrupted.kill(0)
 
 
 def only(folder: Path, pattern: str) -> Path:

@@ -9,13 +9,16 @@ import json
 import pkgutil
 import re
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 
 import keras_lsb
+from keras_lsb import callbacks
 from keras_lsb.optimizers import LAMB, LARS, AdamP
 from tests import pages
-from tests.support import tensorflow_only
+from tests.support import keras, tensorflow_only
 
 PAGES = [page for page in pages.PAGES if page.name != "CONTRIBUTING.md"]
 # A ```python fence runs; a ```text fence right after it is what it prints. Any other fence is only shown.
@@ -60,6 +63,28 @@ def test_the_pages_with_examples_are_found():
     assert {"index.md", "legw.md", "migrating.md", "optimizers.md"} <= {page.name for page in PAGES if examples(page)}
     for page in PAGES:
         assert len(examples(page)) == page.read_text(encoding="utf-8").count("```python\n"), page.name
+
+
+SHOWN = re.compile(r"^```py\n(?P<code>.*?)^```\n", re.M | re.S)
+
+
+COOKBOOK = [page for page in PAGES if page.name.startswith("cookbook")]
+
+
+@pytest.mark.parametrize("page", COOKBOOK, ids=lambda page: page.name)
+def test_shown_code_of_the_cookbook_takes_arguments_that_exist(page):
+    """A search takes more updates than a page may: its lines run with a model that notes how it is called."""
+    (shown,) = SHOWN.finditer(page.read_text(encoding="utf-8"))
+    model = mock.create_autospec(keras.Sequential, instance=True)
+    model.fit.side_effect = lambda *_, callbacks, **settings: callbacks[0].schedule.start()
+    data = dict.fromkeys(("x", "y", "images", "labels"), np.zeros(512))
+    namespace = {"model": model, "LAMB": LAMB, "loss": "mse", "LEFT_OUT": ["bias"], "total_steps": 240, "epochs": 20}
+    exec(compile(shown["code"], str(page), "exec"), namespace | data)
+    (optimizer, _), (called,) = model.compile.call_args.args, model.fit.call_args_list
+    (listener,) = called.kwargs["callbacks"]
+    assert type(optimizer) is LAMB
+    assert type(listener) is callbacks.AutoWU
+    assert listener.schedule.steps_per_check == 2
 
 
 @pytest.mark.parametrize(

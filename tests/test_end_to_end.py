@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.example_run import ROOT, finished, logged_epochs, only, start
+from tests.example_run import ROOT, finished, killed_after, logged_epochs, only, start
 from tests.support import tensorflow_only
 
 FLAGS = ("--threads", "1")
@@ -22,9 +22,11 @@ needs_tensorflow = tensorflow_only("training with tf.keras")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where the example has run once."""
+    """Where the example has run once, killed within its first training and started again."""
     folder = tmp_path_factory.mktemp("end_to_end")
+    killed_after(1, "end_to_end", folder, *FLAGS, deadline=DEADLINE)
     output = finished("end_to_end", folder, *FLAGS, deadline=DEADLINE)
+    assert "Epoch 1/12" not in output.split("[2/6]")[0], "the recipe started again from its first epoch"
     assert [int(number) for number in re.findall(r"^\[(\d)/6\]", output, re.MULTILINE)] == [1, 2, 3, 4, 5, 6]
     return folder
 
@@ -48,6 +50,7 @@ def test_stages_follow_from_one_another(folder):
     assert rows["lars"]["batch_size"] == rows["autowu"]["batch_size"] == 16 * rows["recipe"]["batch_size"] == 128
     noise, (chosen,) = results["noise_scale"], [row for row in results["plan"] if row["factor"] == 16]
     assert 8 < noise["low"] < noise["simple"]
+    assert noise["measurements"] == rows["recipe"]["steps"], "those before the kill as well"
     ratio = (1 + 128 / noise["simple"]) / (1 + 8 / noise["simple"])  # of the examples at the two batch sizes
     assert chosen["epochs"] == pytest.approx(ratio * rows["recipe"]["epochs"])
     assert chosen["epochs_low"] < chosen["epochs"] < chosen["epochs_high"]

@@ -3,15 +3,13 @@
 import csv
 import json
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.example_run import finished, logged_epochs, start
+from tests.example_run import finished, killed_after, logged_epochs, start
 from tests.support import tensorflow_only
-from tests.workers import DEADLINE
 
 SHORT = ("--limit-steps", "3", "--epochs", "2", "--threads", "1", "--hold-out")
 
@@ -128,11 +126,7 @@ def test_autowu_needs_no_rate_for_two_optimizers_at_two_batch_sizes(tmp_path):
 def test_killed_run_continues_at_the_epoch_it_had_reached(tmp_path):
     # Epochs of a few seconds: the kill arrives within one of them, and never after the last.
     flags = ("--batch-size", "2", "--limit-steps", "300", "--epochs", "5", "--threads", "1", "--hold-out")
-    with start("mnist_lstm", tmp_path, "--output", tmp_path, *flags) as interrupted:
-        deadline = time.monotonic() + DEADLINE
-        while 1 not in logged_epochs(tmp_path) and not interrupted.ended() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        interrupted.kill(0)
+    killed_after(1, "mnist_lstm", tmp_path, "--output", tmp_path, *flags)
     before = logged_epochs(tmp_path)
     assert before[:2] == [0, 1]
     assert not results(tmp_path), "the run was killed too late to test anything"
