@@ -75,11 +75,13 @@ def batches(
     height, width, channels = images.shape[1:]
     padding = height // 8  # 4 pixels at CIFAR-10's 32
 
-    def augment(image, label):
+    def augment(example, numbers):
+        # Numbers of its own for each image: those of a shared generator go to whichever of several threads comes first.
+        image, label = example
         image = tf.pad(image, [[padding, padding], [padding, padding], [0, 0]], constant_values=MEAN)
-        image = tf.image.random_crop(image, (height, width, channels))
+        image = tf.image.stateless_random_crop(image, (height, width, channels), numbers[0])
         # A mirrored digit is another digit, a mirrored photograph shows the same object.
-        return tf.image.random_flip_left_right(image) if channels == 3 else image, label
+        return tf.image.stateless_random_flip_left_right(image, numbers[1]) if channels == 3 else image, label
 
     def scale(image, label):
         return scaled(tf.cast(image, tf.float32)), label
@@ -87,7 +89,9 @@ def batches(
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     if seed is not None:
         dataset = dataset.shuffle(len(images), seed=seed)
-        dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE) if augmented else dataset
+    if seed is not None and augmented:
+        numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2).batch(2)
+        dataset = tf.data.Dataset.zip((dataset, numbers)).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size).map(scale)
     return (dataset.take(steps) if steps else dataset).prefetch(tf.data.AUTOTUNE)
 

@@ -42,7 +42,7 @@ SETTING_OF_DIGITS = {
     "replicas": 2,  # each is traced by itself, which takes longer than its training
     "tuning_epochs": 1,
     "blocks": 1,
-    "tolerance": 3.0,  # the standard error of an accuracy on 360 held-out digits is above a point
+    "tolerance": 8.0,  # either accuracy, on 360 held-out digits, differs by some points from run to run
 }
 
 
@@ -62,7 +62,7 @@ def parse_arguments():
     parser.add_argument("--blocks", type=int, help="in each stage of the network; default: 3; for digits 1")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of float training")
     parser.add_argument("--target-kernel", choices=("xnnpack", "builtin", "reference"), default="xnnpack")
-    parser.add_argument("--tolerance", type=float, help="points that the file may lose; default: 1; for digits 3")
+    parser.add_argument("--tolerance", type=float, help="points that the file may lose; default: 1; for digits 8")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit-steps", type=int, help="steps per epoch at most, for a quick look")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all")

@@ -1,6 +1,7 @@
 """The examples, each in a process of its own as a user starts it, on data that needs no download."""
 
 import csv
+import importlib
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.example_run import finished, killed_after, logged_epochs, start
+from tests.example_run import EXAMPLES, finished, killed_after, logged_epochs, start
 from tests.support import tensorflow_only
 
 SHORT = ("--limit-steps", "3", "--epochs", "2", "--threads", "1", "--hold-out")
@@ -67,6 +68,34 @@ def test_finished_run_is_recorded_and_not_repeated(tmp_path):
     assert "Epoch 1/2" in first
     assert "Epoch" not in second
     assert second.splitlines()[-1] == first.splitlines()[-1]
+
+
+def test_a_seed_gives_the_same_crops_and_mirrored_images_again(monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    resnet = importlib.import_module("cifar10_resnet")
+    images = np.random.default_rng(0).integers(0, 256, (128, 16, 16, 3), "uint8")
+
+    def epochs(seed):
+        dataset = resnet.batches(tf, images, np.arange(128), 32, seed=seed)
+        batches = [[*dataset.as_numpy_iterator()] for _ in range(2)]
+        return [[np.concatenate(parts) for parts in zip(*epoch, strict=True)] for epoch in batches]
+
+    first, again, other = epochs(0), epochs(0), epochs(1)
+    np.testing.assert_array_equal(first[0][0], again[0][0])
+    np.testing.assert_array_equal(first[1][0], again[1][0])
+    assert (first[0][0] != first[1][0]).any()
+    assert (first[0][0] != other[0][0]).any()
+    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)], constant_values=resnet.MEAN).astype("float32")
+    found = np.zeros((5, 5, 2), int)  # images cut out from each row and column, as they are and mirrored
+    for image, label in zip(*first[0], strict=True):
+        for row, column, mirrored in np.ndindex(found.shape):
+            crop = resnet.scaled(padded[label, row : row + 16, column : column + 16])
+            found[row, column, mirrored] += np.array_equal(image, crop[:, ::-1] if mirrored else crop)
+    assert found.sum() == 128
+    assert all(found.sum(axes).min() > 10 for axes in [(1, 2), (0, 2)])
+    assert 40 < found[:, :, 0].sum() < 88
 
 
 SWEEP = ("--batch-sizes", "8", "32", "128", "--goals", "1.5", "1", "--rates", "1", "--seeds", "0", "--threads", "1")

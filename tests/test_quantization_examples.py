@@ -15,7 +15,9 @@ def test_digits_become_an_integer_file(tmp_path):
     rows = {row["file"]: row for row in result["rows"]}
     assert rows["float"]["accuracy"] > 80
     assert abs(rows["float"]["accuracy"] - result["keras_accuracy"]["float"]) < 0.5
-    assert rows["keras_lsb"]["accuracy"] > rows["float"]["accuracy"] - 3
+    assert abs(rows["keras_lsb"]["accuracy"] - result["keras_accuracy"]["quantized"]) < 1, "three images of 360"
+    # Twelve runs lost from -3 to 3 points: 360 images, and crops whose order is not the same twice.
+    assert rows["keras_lsb"]["accuracy"] > rows["float"]["accuracy"] - 8
     assert rows["float"]["float_operators"] > 0
     assert rows["keras_lsb"]["float_operators"] == 0
     assert rows["keras_lsb"]["size_ratio"] < 0.4
