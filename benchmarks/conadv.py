@@ -2,18 +2,24 @@
 
     python benchmarks/conadv.py [--rounds 12] [--quick]
 
-Two cores: a process of two virtual devices, with one thread to an operation and two operations at a time. Training with
-staleness 0 (`sequential`) against staleness 1 with the attack on the second device, with the attack on the device of
-the update, and plain training. One core: the same on a single core, where nothing can run beside anything. Variants
-take turns; `sequential` twice is the null pair. A round goes in both directions, and counts only if the threads of the
-process waited for a processor for less than `--waiting` of it: on a machine that others use, a real-time priority
-helps (`chrt -r 1` as root). TF_USE_LEGACY_KERAS=1 measures tf_keras.
+Training with staleness 0 (`sequential`) against staleness 1 with the attack on a second device, with the attack on the
+device of the update, and plain training; on three kinds of `--devices`:
+
+- each: two devices of one core each. The second is that of another process, which holds to a core of its own, so that
+  neither can use the core of the other, and inputs and weights are sent.
+- shared: two virtual devices of one process on two cores, with one thread to an operation and two operations at a time.
+- one: a single core, where nothing can run beside anything.
+
+Variants take turns; `sequential` twice is the null pair. A round goes in both directions, and counts only if the
+threads of the training process waited for a processor for less than `--waiting` of it: on a machine that others use, a
+real-time priority helps (`chrt -r 1` as root). TF_USE_LEGACY_KERAS=1 measures tf_keras.
 
 Memory: bytes that staleness 1 keeps, and the largest resident size of a process that trains in each mode. Writes
 `benchmarks/results/conadv.json` and `conadv_memory.json`, where rows of the other Keras stay.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -38,13 +44,15 @@ SHAPE = (32, 32, 3)
 EPSILON = 4 / 64  # of inputs with a standard deviation of about 1
 BASELINE, AGAIN, GOAL = "sequential", "sequential again", 0.78
 BESIDE = "concurrent, attack on a second device"
-VARIANTS = {
-    BASELINE: {"mode": "sequential"},
-    AGAIN: {"mode": "sequential"},
-    BESIDE: {"mode": "concurrent", "attack_device": "CPU:1"},
-    "concurrent": {"mode": "concurrent"},
-    "plain training": {"mode": "none"},
-}
+DEVICES = {"each": "one core each", "shared": "two cores shared", "one": "one core"}
+
+
+def variants_on(second_device: str | None) -> dict[str, dict]:
+    """Arguments of `ConAdv` by name, with what a second device makes possible if there is one."""
+    found = {BASELINE: {"mode": "sequential"}, AGAIN: {"mode": "sequential"}}
+    if second_device:
+        found[BESIDE] = {"mode": "concurrent", "attack_device": second_device}
+    return {**found, "concurrent": {"mode": "concurrent"}, "plain training": {"mode": "none"}}
 
 
 def build(settings: dict, batch_size: int, blocks: int):
@@ -110,36 +118,64 @@ def calm_rounds(variants: dict, rounds: int, most: float, minutes: float) -> tup
     return seconds, max(shares)
 
 
-def measure(arguments, cores: int) -> list[dict]:
-    """Rows of one number of cores, measured in this process."""
+def serve(core: int) -> None:
+    """Lets another process compute on the CPU of this one, which holds to one core, until that one ends."""
+    os.sched_setaffinity(0, {core})
     import tensorflow as tf
 
-    if cores == 1:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    threads = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+    server = tf.distribute.Server.create_local_server(config=threads)
+    print(server.target, flush=True)
+    sys.stdin.read()
+
+
+@contextlib.contextmanager
+def second_device(kind: str):
+    """Sets the cores, devices and threads of this process; the name of the device for attacks, if there is one."""
+    import tensorflow as tf
+
+    first, *others = sorted(os.sched_getaffinity(0))
+    if kind != "one" and not others:
+        raise SystemExit(f"Two cores are needed for --devices {kind}; this process may use one.")
+    if kind != "shared":
+        os.sched_setaffinity(0, {first})
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(2 if kind == "shared" else 1)
+    if kind == "each":
+        command = [sys.executable, __file__, "--one", f"serve {others[0]}"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            address = server.stdout.readline().strip().removeprefix("grpc://")
+            tf.config.experimental_connect_to_host(address, job_name="second")
+            yield "/job:second/replica:0/task:0/device:CPU:0"
+            server.kill()
+        return
     common.set_virtual_devices(2)
-    names = [name for name in VARIANTS if cores == 2 or name != BESIDE]
+    yield "CPU:1" if kind == "shared" else None
+
+
+def measure(arguments, kind: str) -> list[dict]:
+    """Rows of one kind of devices, measured in this process."""
     size = (arguments.batch_size, arguments.blocks)
-    variants = {name: training(VARIANTS[name], *size, arguments.steps) for name in names}
-    interleaved.measure(variants, 1)
-    seconds, waiting = calm_rounds(variants, arguments.rounds, arguments.waiting, arguments.minutes)
+    with second_device(kind) as device:
+        variants = {name: training(given, *size, arguments.steps) for name, given in variants_on(device).items()}
+        interleaved.measure(variants, 1)
+        seconds, waiting = calm_rounds(variants, arguments.rounds, arguments.waiting, arguments.minutes)
     null = interleaved.ratio(seconds, AGAIN, BASELINE)
     return [
         {
             "keras": common.flavour(),
-            "cores": cores,
+            "devices": DEVICES[kind],
             "batch_size": arguments.batch_size,
             "blocks": arguments.blocks,
             "variant": name,
             "ratio": round(interleaved.ratio(seconds, name, BASELINE), 3),
             "null": round(null, 3),
-            "goal": GOAL if name == BESIDE else None,
+            "goal": GOAL if (kind, name) == ("each", BESIDE) else None,
             "milliseconds": round(1e3 * statistics.median(seconds[name]) / arguments.steps),
             "rounds": arguments.rounds,
             "waiting": round(waiting, 3),
         }
-        for name in names
+        for name in variants
         if name != AGAIN
     ]
 
@@ -178,7 +214,7 @@ def in_a_process(arguments, *flags: str) -> list[dict]:
 
 def main() -> None:
     parser = records.parser(__doc__, "ResNet-8, a small batch, one round, whatever the load")
-    parser.add_argument("--cores", type=int, nargs="*", default=[2, 1], choices=(1, 2))
+    parser.add_argument("--devices", nargs="*", default=[*DEVICES], choices=DEVICES)
     parser.add_argument("--modes", nargs="*", default=["none", "sequential", "concurrent"], help="to measure memory of")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=3, help="in each stage of the network: 3 make ResNet-20")
@@ -191,15 +227,17 @@ def main() -> None:
     if arguments.quick:
         arguments.batch_size, arguments.blocks, arguments.rounds, arguments.waiting = 8, 1, 1, 100.0
     if arguments.one:
-        if arguments.one.isdigit():
-            rows = measure(arguments, int(arguments.one))
+        what, _, core = arguments.one.partition(" ")
+        if what == "serve":
+            serve(int(core))
+        elif what in DEVICES:
+            print(json.dumps(measure(arguments, what)))
         else:
-            rows = [memory(arguments.one, arguments.batch_size, arguments.blocks)]
-        print(json.dumps(rows))
+            print(json.dumps([memory(what, arguments.batch_size, arguments.blocks)]))
         return
-    for cores in arguments.cores:
-        rows = in_a_process(arguments, "--one", str(cores))
-        setting = ("keras", "cores", "variant")
+    for kind in arguments.devices:
+        rows = in_a_process(arguments, "--one", kind)
+        setting = ("keras", "devices", "variant")
         records.keep(arguments, "conadv", rows, setting, versions=common.versions(), order=order)
         for row in rows:
             print(row, flush=True)
@@ -214,7 +252,7 @@ def main() -> None:
 
 def order(row: dict) -> tuple:
     """Of the rows in the results."""
-    return row["keras"], -row["cores"]
+    return row["keras"], [*DEVICES.values()].index(row["devices"])
 
 
 def by_keras(row: dict) -> str:

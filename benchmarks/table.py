@@ -52,7 +52,7 @@ BENCHMARKS = (
     Benchmark("autowu"),
     Benchmark("scaling", ("--replicas", "8", "--processes", "--variants", "LARS", "LAMB")),
     Benchmark("exchange", ("--networks", "unshaped")),
-    Benchmark("conadv", ("--cores", "2", "--modes")),
+    Benchmark("conadv", ("--devices", "each", "--modes")),
     Benchmark("fixed_point"),
     Benchmark("import_time"),
 )
@@ -64,7 +64,7 @@ LINES = (
     Line("autowu_step", ("batch_size", "steps_per_execution")),
     Line("scaling", ("keras", "replicas", "processes", "variant", "baseline")),
     Line("exchange", ("exchange", "network", "floats"), least=True),
-    Line("conadv", ("keras", "cores", "variant")),
+    Line("conadv", ("keras", "devices", "variant")),
     Line("fixed_point", ("input", "channels"), "seconds", unit=" s"),
     Line("import_time", ("keras", "scikit_learn"), "seconds", unit=" s"),
 )

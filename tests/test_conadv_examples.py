@@ -45,7 +45,7 @@ def test_digits_are_learned_with_and_without_an_attack(tmp_path):
 
 
 def test_quick_benchmark_writes_its_rows(tmp_path):
-    command = [sys.executable, "benchmarks/conadv.py", "--quick", "--cores", "2", "--modes", "concurrent"]
+    command = [sys.executable, "benchmarks/conadv.py", "--quick", "--devices", "each", "--modes", "concurrent"]
     found = subprocess.run(
         [*command, "--results", str(tmp_path)],
         cwd=ROOT,
