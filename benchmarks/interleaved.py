@@ -24,11 +24,6 @@ def ratio(seconds: dict[str, list[float]], variant: str, baseline: str) -> float
     return statistics.median(a / b for a, b in zip(seconds[variant], seconds[baseline], strict=True))
 
 
-def difference(seconds: dict[str, list[float]], variant: str, baseline: str) -> float:
-    """Median over the turns of variant - baseline, in seconds."""
-    return statistics.median(a - b for a, b in zip(seconds[variant], seconds[baseline], strict=True))
-
-
 class Comparison(NamedTuple):
     """Variant / baseline, the baseline against itself, and the median seconds of a baseline's call."""
 
