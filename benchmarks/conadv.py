@@ -147,7 +147,6 @@ def second_device(kind: str):
             address = server.stdout.readline().strip().removeprefix("grpc://")
             tf.config.experimental_connect_to_host(address, job_name="second")
             yield "/job:second/replica:0/task:0/device:CPU:0"
-            server.kill()
         return
     common.set_virtual_devices(2)
     yield "CPU:1" if kind == "shared" else None

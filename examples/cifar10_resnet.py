@@ -89,9 +89,9 @@ def batches(
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     if seed is not None:
         dataset = dataset.shuffle(len(images), seed=seed)
-    if seed is not None and augmented:
-        numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2).batch(2)
-        dataset = tf.data.Dataset.zip((dataset, numbers)).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+        if augmented:
+            numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2).batch(2)
+            dataset = tf.data.Dataset.zip((dataset, numbers)).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size).map(scale)
     return (dataset.take(steps) if steps else dataset).prefetch(tf.data.AUTOTUNE)
 

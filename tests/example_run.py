@@ -2,7 +2,6 @@
 
 import csv
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +28,17 @@ def finished(example: str, folder: Path, *flags, **settings) -> str:
         return process.output(0)
 
 
-def killed_after(epoch: int, example: str, folder: Path, *flags, **settings) -> None:
-    """Starts an example and kills it as soon as the log of its first training has that epoch.
+def wait_for_epoch(epoch: int, folder: Path, process) -> None:
+    """Until the log of an example's first training has that epoch; fails if it ends before, or is late."""
+    while epoch not in logged_epochs(folder):
+        assert not process.ended(), process.output(0) + process.log(0)
+        process.pause()
 
-    Raises:
-        AssertionError: it ended before, or was late.
-    """
+
+def killed_after(epoch: int, example: str, folder: Path, *flags, **settings) -> None:
+    """Starts an example and kills it as soon as the log of its first training has that epoch."""
     with start(example, folder, *flags, **settings) as interrupted:
-        deadline = time.monotonic() + settings.get("deadline", workers.DEADLINE)
-        while epoch not in logged_epochs(folder):
-            assert not interrupted.ended(), interrupted.output(0) + interrupted.log(0)
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for_epoch(epoch, folder, interrupted)
         interrupted.kill(0)
 
 

@@ -26,7 +26,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("end_to_end")
     killed_after(1, "end_to_end", folder, *FLAGS, deadline=DEADLINE)
     output = finished("end_to_end", folder, *FLAGS, deadline=DEADLINE)
-    assert "Epoch 1/12" not in output.split("[2/6]")[0], "the recipe started again from its first epoch"
+    recipe = output.split("[2/6]")[0]
+    assert "Epoch 1/6" not in recipe, "the recipe started again from its first epoch"
+    assert "Epoch 6/6" in recipe
     assert [int(number) for number in re.findall(r"^\[(\d)/6\]", output, re.MULTILINE)] == [1, 2, 3, 4, 5, 6]
     return folder
 

@@ -6,28 +6,28 @@ import os
 import re
 import shlex
 import signal
-import time
 import types
 from pathlib import Path
 
 import pytest
 
-from tests.example_run import EXAMPLES, ROOT, SHORT, finished, held_out_accuracy, logged_epochs, only, start
+from tests.example_run import (
+    EXAMPLES,
+    ROOT,
+    SHORT,
+    finished,
+    held_out_accuracy,
+    logged_epochs,
+    only,
+    start,
+    wait_for_epoch,
+)
 from tests.support import TENSORFLOW, keras, tensorflow_only
 
 if TENSORFLOW:
     import tensorflow as tf
 
-LIMIT_SECONDS = 240
 pytestmark = tensorflow_only("tf.distribute")
-
-
-def wait_for_epoch(epoch: int, folder: Path, process) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while epoch not in logged_epochs(folder):
-        assert not process.ended(), process.output(0) + process.log(0)
-        assert time.monotonic() < deadline, process.output(0) + process.log(0)
-        time.sleep(0.02)
 
 
 def started_workers(output: str) -> list[int]:

@@ -114,7 +114,7 @@ class Cluster:
             WorkerError: a worker was late.
         """
         while None in (statuses := [self._status(index) for index in range(self.workers)]):
-            self._sleep()
+            self.pause()
         return statuses
 
     def ended(self) -> bool:
@@ -169,12 +169,17 @@ class Cluster:
             failed = next((index for index, status in enumerate(statuses) if status), None)
             if failed is not None or None not in statuses:
                 return failed
-            self._sleep()
+            self.pause()
 
     def _status(self, index) -> int | None:
         return self.processes[index].exitcode
 
-    def _sleep(self) -> None:
+    def pause(self) -> None:
+        """Lets a moment pass, in a loop that waits for something of the workers.
+
+        Raises:
+            WorkerError: the deadline is over. All workers are ended.
+        """
         if time.monotonic() > self.deadline:
             late = [index for index in range(self.workers) if self._status(index) is None]
             self._fail(f"not done at the deadline: workers {late}")
