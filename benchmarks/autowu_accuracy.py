@@ -7,7 +7,7 @@ DATA is a TensorFlow Datasets folder. The grid is a linear warm-up of LEGW's len
 are a factor of two apart and are followed in the direction that is better until they get worse, with one seed. The best
 one, the rate that LEGW derives from the best at batch 256, and AutoWU run with three seeds. Accuracy is that of
 held-out training images at the end. Runs that have finished are kept in `--output`, so that it goes on where it was
-stopped; `benchmarks/results/autowu_TASK.json` holds what there is so far.
+stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in place of the one before.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import records
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent / "examples"))
@@ -36,6 +37,7 @@ import mnist_cnn  # noqa: E402
 
 OPTIMIZERS = {"lamb": 0.1, "adamp": 0.01}  # and their weight decay
 METHODS = ("AutoWU", "best of the grid", "LEGW")
+SETTING = ("optimizer", "batch_size", "epochs", "method")
 CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper
 BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
 START = {"lamb": 0.01, "adamp": 0.004}  # peak rates at batch 1024 from which the grid is followed
@@ -233,7 +235,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the grid is followed with the first")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/autowu_accuracy"), help="keeps finished runs")
+    parser.add_argument("--results", type=Path, help="folder of the results; benchmarks/results if not given")
     parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.set_defaults(quick=False)
     arguments = parser.parse_args()
     if arguments.run:
         run = Run(*json.loads(arguments.run))
@@ -244,22 +248,28 @@ def main() -> None:
     runner = Runner(arguments.data_dir, arguments.output, arguments.jobs)
     cells = [(optimizer, batch_size) for batch_size in arguments.batch_sizes for optimizer in OPTIMIZERS]
 
-    def row(cell: tuple[str, int], method: str) -> dict:
+    def row(cell: tuple[str, int], method: str) -> None:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
         rate = rate_of(method, runner, arguments.task, *cell, epochs)
         runs = [Run(arguments.task, *cell, rate, seed, epochs) for seed in arguments.seeds]
-        return summary(runner(runs), method)
+        found = summary(runner(runs), method)
+        with lock:
+            print(found, flush=True)
+            if arguments.epochs is None:
+                name = f"autowu_{arguments.task}"
+                records.keep(
+                    arguments, name, [found], SETTING, versions=runner.versions, order=order, task=arguments.task
+                )
 
-    rows = []
+    lock = threading.Lock()
     with ThreadPoolExecutor(len(cells)) as pool:
         for method in arguments.methods:
-            rows += pool.map(functools.partial(row, method=method), cells)
-    rows.sort(key=lambda row: (row["batch_size"], row["optimizer"]))
-    for row in rows:
-        print(row)
-    if arguments.epochs is None:
-        result = {"versions": runner.versions, "task": arguments.task, "rows": rows}
-        (ROOT / "results" / f"autowu_{arguments.task}.json").write_text(json.dumps(result, indent=1) + "\n")
+            list(pool.map(functools.partial(row, method=method), cells))
+
+
+def order(row: dict) -> tuple:
+    """Of the rows in the results."""
+    return row["batch_size"], row["optimizer"], METHODS.index(row["method"])
 
 
 if __name__ == "__main__":

@@ -67,13 +67,14 @@ def variants(keras) -> dict:
     }
 
 
-def training(strategy, make, batch_size: int, steps: int):
-    """A function that trains for some steps."""
+def training(strategy, make, arguments):
+    """A function that trains for `STEPS` steps."""
     import tensorflow as tf
 
     from keras_lsb import training as wrappers
 
     random = np.random.default_rng(0)
+    batch_size = arguments.batch_size
     images = random.normal(size=(batch_size, *SHAPE)).astype("float32")
     labels = random.integers(0, cifar10_resnet.CLASSES, batch_size)
     options = tf.data.Options()
@@ -81,27 +82,27 @@ def training(strategy, make, batch_size: int, steps: int):
     data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat().with_options(options)
     with strategy.scope():
         optimizer, listeners, measured = make()
-        model = cifar10_resnet.build_model(tf.keras, SHAPE)
+        model = cifar10_resnet.build_model(tf.keras, SHAPE, blocks=arguments.blocks)
         if measured:
             model = wrappers.Microbatched(model, 1 if strategy.num_replicas_in_sync > 1 else 2)
         loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer, loss, jit_compile=False)
 
     def train():
-        model.fit(data, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=listeners)
+        model.fit(data, epochs=1, steps_per_epoch=STEPS, shuffle=False, verbose=0, callbacks=listeners)
 
     return train
 
 
-def measure(strategy, comparisons, batch_size: int, steps: int, rounds: int):
+def measure(strategy, comparisons, arguments):
     """A row for each comparison, measured one after the other: few models are in memory at a time."""
     import tensorflow as tf
 
     made = variants(tf.keras)
     for variant, baseline, goal in comparisons:
         makers = {"variant": made[variant], "baseline": made[baseline], "again": made[baseline]}
-        functions = [training(strategy, make, batch_size, steps) for make in makers.values()]
-        found = interleaved.compare(*functions, rounds, time.process_time)
+        functions = [training(strategy, make, arguments) for make in makers.values()]
+        found = interleaved.compare(*functions, arguments.rounds, time.process_time)
         del functions
         tf.keras.backend.clear_session()
         yield {
@@ -110,7 +111,7 @@ def measure(strategy, comparisons, batch_size: int, steps: int, rounds: int):
             "ratio": found.ratio,
             "null": found.null,
             "goal": goal,
-            "milliseconds": round(1e3 * found.seconds / steps),
+            "milliseconds": round(1e3 * found.seconds / STEPS),
         }
 
 
@@ -130,7 +131,7 @@ def run(arguments) -> None:
         strategy, kind, reports = common.mirrored(arguments.run), "replicas", True
     comparisons = [comparison for comparison in COMPARISONS if comparison[0] in arguments.variants]
     settings = {"keras": common.flavour(), "replicas": None, "processes": None, kind: strategy.num_replicas_in_sync}
-    for row in measure(strategy, comparisons, arguments.batch_size, STEPS, arguments.rounds):
+    for row in measure(strategy, comparisons, arguments):
         if strategy.num_replicas_in_sync < 8:
             row["goal"] = None
         row = {**settings, "batch_size": arguments.batch_size, **row}
@@ -146,22 +147,24 @@ def order(row: dict) -> tuple:
 
 def main() -> None:
     names = [variant for variant, _, _ in COMPARISONS]
-    parser = records.parser(__doc__, "a small batch and few rounds")
+    parser = records.parser(__doc__, "ResNet-8, a small batch and few rounds")
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="virtual devices of one process")
     parser.add_argument("--processes", type=int, nargs="*", default=[2, 4], help="workers on this machine")
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--batch-size", type=int, default=BATCH, help="global")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process; 0 takes all")
+    parser.add_argument("--blocks", type=int, default=3, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.batch_size, arguments.rounds = 64, 1
+        arguments.batch_size, arguments.rounds, arguments.blocks = 64, 1, 1
     if arguments.run:
         run(arguments)
         return
     flags = ["--variants", *arguments.variants, "--threads", str(arguments.threads)]
     flags += ["--batch-size", str(arguments.batch_size), "--rounds", str(arguments.rounds)]
+    flags += ["--blocks", str(arguments.blocks)]
     flags += records.flags(arguments)
     for replicas in arguments.replicas:
         subprocess.run([sys.executable, __file__, *flags, "--run", str(replicas)], check=True)
