@@ -7,8 +7,9 @@ scale against plain training, each in whole steps of `fit`. Replicas are virtual
 MirroredStrategy, processes are workers on this machine under MultiWorkerMirroredStrategy. A baseline that runs twice
 is the null pair. Writes `benchmarks/results/scaling.json`, a row at a time: rows of other settings stay.
 
-Seconds are those of the processor, with one thread a process: how long the threads of virtual devices wait for each
-other differs between two models that do the same.
+Seconds are those of the processor, with one thread a process. With virtual devices `fit` waits for the end of the
+iterators of its input pipeline, one for each device, up to four times as long as it works; how long differs between two
+models that do the same.
 """
 
 import argparse
@@ -78,8 +79,7 @@ def training(strategy, make, arguments):
     labels = random.integers(0, cifar10_resnet.CLASSES, batch_size)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat()
-    data = common.without_autotune(data.with_options(options))
+    data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat().with_options(options)
     with strategy.scope():
         optimizer, listeners, measured = make()
         model = cifar10_resnet.build_model(tf.keras, SHAPE, blocks=arguments.blocks)

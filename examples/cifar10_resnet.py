@@ -93,8 +93,7 @@ def batches(
             numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2).batch(2)
             dataset = tf.data.Dataset.zip((dataset, numbers)).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size).map(scale)
-    dataset = (dataset.take(steps) if steps else dataset).prefetch(tf.data.AUTOTUNE)
-    return common.without_autotune(dataset)
+    return (dataset.take(steps) if steps else dataset).prefetch(tf.data.AUTOTUNE)
 
 
 def build_model(keras, shape: tuple[int, ...], momentum: float = 0.99, blocks: int = 3):

@@ -77,18 +77,6 @@ def mirrored(count: int):
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)], reduction)
 
 
-def without_autotune(dataset):
-    """The data set, without threads that tune it: on several devices `fit` waits for them after each epoch.
-
-    That is for as long as the epoch took, up to a minute.
-    """
-    import tensorflow as tf
-
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.with_options(options)
-
-
 @contextlib.contextmanager
 def pictures(path: Path, rows: int = 1, columns: int = 1, *, size=(7, 4.5), dpi: int = 150):
     """The axes of a figure without a screen, one or an array of them, which is saved at the end; `size` in inches."""

@@ -92,8 +92,14 @@ def train(keras, model, arguments, images, labels, folder: Path, *, optimizer, e
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     steps = common.steps_in_epoch(len(images), arguments)
     data = cifar10_resnet.batches(tf, images, labels, arguments.batch_size, seed=arguments.seed, steps=steps)
-    # The data set is shuffled already.
-    model.fit(data, epochs=epochs, shuffle=False, verbose=2, callbacks=[*listeners, *common.callbacks(keras, folder)])
+    model.fit(
+        data.repeat(),  # one iterator for all epochs: on several devices closing it takes up to minutes
+        epochs=epochs,
+        steps_per_epoch=steps,
+        shuffle=False,  # the data set is shuffled already
+        verbose=2,
+        callbacks=[*listeners, *common.callbacks(keras, folder)],
+    )
 
 
 def train_once(keras, model, arguments, images, labels, folder: Path, **settings) -> None:
