@@ -181,6 +181,7 @@ def plot(clean, attacked, predicted, names, path: Path) -> None:
 def summary(runs: list[dict]) -> dict:
     """Means over the seeds of one mode, accuracies in percent."""
     settings = ("mode", "batch_size", "epochs", "steps", "epsilon", "attack_steps", "augment", "dtype")
+    histories, attacks = [run["history"] for run in runs], runs[0]["mode"] != "none"
     clean, attacked = ([100 * run[name] for run in runs] for name in ("held_out_accuracy", "attacked_accuracy"))
     return {
         **{key: runs[0][key] for key in settings},
@@ -190,6 +191,9 @@ def summary(runs: list[dict]) -> dict:
         "stdev": statistics.stdev(clean) if len(runs) > 1 else 0.0,
         "attacked": statistics.fmean(attacked),
         "attacked_stdev": statistics.stdev(attacked) if len(runs) > 1 else 0.0,
+        # In training, of the last epoch; adversarial examples see statistics of their own.
+        "clean_loss": statistics.fmean(one.get("clean_loss", one["loss"])[-1] for one in histories),
+        "adversarial_loss": statistics.fmean(one["adversarial_loss"][-1] for one in histories) if attacks else None,
         "seconds_per_epoch": statistics.median(run["seconds_per_epoch"] for run in runs),
     }
 
