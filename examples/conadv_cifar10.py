@@ -194,6 +194,7 @@ def summary(runs: list[dict]) -> dict:
         # In training, of the last epoch; adversarial examples see statistics of their own.
         "clean_loss": statistics.fmean(one.get("clean_loss", one["loss"])[-1] for one in histories),
         "adversarial_loss": statistics.fmean(one["adversarial_loss"][-1] for one in histories) if attacks else None,
+        "held_out_loss": statistics.fmean(run["held_out_loss"] for run in runs),
         "seconds_per_epoch": statistics.median(run["seconds_per_epoch"] for run in runs),
     }
 
