@@ -37,7 +37,7 @@ import mnist_cnn  # noqa: E402
 
 OPTIMIZERS = {"lamb": 0.1, "adamp": 0.01}  # and their weight decay
 METHODS = ("AutoWU", "best of the grid", "LEGW")
-SETTING = ("optimizer", "batch_size", "epochs", "method")
+SETTING = ("optimizer", "batch_size", "method")  # the number of epochs belongs to the batch size
 CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper
 BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
 START = {"lamb": 0.01, "adamp": 0.004}  # peak rates at batch 1024 from which the grid is followed
@@ -226,7 +226,7 @@ def rate_of(method: str, runner: Runner, task: str, optimizer: str, batch_size: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__)
     parser.add_argument("--data-dir", required=True, help="folder of tensorflow-datasets")
     parser.add_argument("--task", choices=TASKS, default="mnist")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1024, 4096])
@@ -235,9 +235,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the grid is followed with the first")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/autowu_accuracy"), help="keeps finished runs")
-    parser.add_argument("--results", type=Path, help="folder of the results; benchmarks/results if not given")
     parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.set_defaults(quick=False)
     arguments = parser.parse_args()
     if arguments.run:
         run = Run(*json.loads(arguments.run))
@@ -248,23 +246,19 @@ def main() -> None:
     runner = Runner(arguments.data_dir, arguments.output, arguments.jobs)
     cells = [(optimizer, batch_size) for batch_size in arguments.batch_sizes for optimizer in OPTIMIZERS]
 
-    def row(cell: tuple[str, int], method: str) -> None:
+    def row(cell: tuple[str, int], method: str) -> dict:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
         rate = rate_of(method, runner, arguments.task, *cell, epochs)
         runs = [Run(arguments.task, *cell, rate, seed, epochs) for seed in arguments.seeds]
-        found = summary(runner(runs), method)
-        with lock:
-            print(found, flush=True)
-            if arguments.epochs is None:
-                name = f"autowu_{arguments.task}"
-                records.keep(
-                    arguments, name, [found], SETTING, versions=runner.versions, order=order, task=arguments.task
-                )
+        return summary(runner(runs), method)
 
-    lock = threading.Lock()
+    name, task = f"autowu_{arguments.task}", arguments.task
     with ThreadPoolExecutor(len(cells)) as pool:
         for method in arguments.methods:
-            list(pool.map(functools.partial(row, method=method), cells))
+            for found in pool.map(functools.partial(row, method=method), cells):
+                print(found, flush=True)
+                if arguments.epochs is None:
+                    records.keep(arguments, name, [found], SETTING, versions=runner.versions, order=order, task=task)
 
 
 def order(row: dict) -> tuple:

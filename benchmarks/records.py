@@ -8,13 +8,14 @@ from pathlib import Path
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def parser(description: str, quick: str) -> argparse.ArgumentParser:
-    """What the benchmarks of table.py take: `--quick`, whose help is given, and `--results`."""
+def parser(description: str, quick: str | None = None) -> argparse.ArgumentParser:
+    """What the benchmarks of table.py take: `--results`, and `--quick` if its help is given."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help=f"{quick}: shows that it runs, not how fast")
-    made.add_argument(
-        "--results", type=Path, help="folder of the results; benchmarks/results if not given, none with --quick"
-    )
+    made.set_defaults(quick=False)
+    if quick is not None:
+        made.add_argument("--quick", action="store_true", help=f"{quick}: shows that it runs, not how fast")
+    without = "" if quick is None else ", none with --quick"
+    made.add_argument("--results", type=Path, help=f"folder of the results; benchmarks/results if not given{without}")
     return made
 
 

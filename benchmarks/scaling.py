@@ -82,7 +82,7 @@ def training(strategy, make, arguments):
     data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat().with_options(options)
     with strategy.scope():
         optimizer, listeners, measured = make()
-        model = cifar10_resnet.build_model(tf.keras, SHAPE, blocks=arguments.blocks)
+        model = cifar10_resnet.build_model(tf.keras, SHAPE, blocks=1 if arguments.quick else 3)
         if measured:
             model = wrappers.Microbatched(model, 1 if strategy.num_replicas_in_sync > 1 else 2)
         loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -154,17 +154,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=BATCH, help="global")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process; 0 takes all")
-    parser.add_argument("--blocks", type=int, default=3, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.batch_size, arguments.rounds, arguments.blocks = 64, 1, 1
+        arguments.batch_size, arguments.rounds = 64, 1
     if arguments.run:
         run(arguments)
         return
     flags = ["--variants", *arguments.variants, "--threads", str(arguments.threads)]
     flags += ["--batch-size", str(arguments.batch_size), "--rounds", str(arguments.rounds)]
-    flags += ["--blocks", str(arguments.blocks)]
     flags += records.flags(arguments)
     for replicas in arguments.replicas:
         subprocess.run([sys.executable, __file__, *flags, "--run", str(replicas)], check=True)

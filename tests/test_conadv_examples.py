@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from tests.example_run import finished
+from tests.example_run import finished, only
 from tests.support import tensorflow_only
 from tests.test_examples import results
 from tests.workers import DEADLINE, ENVIRONMENT, ROOT
@@ -42,6 +42,11 @@ def test_digits_are_learned_with_and_without_an_attack(tmp_path):
     repeated = finished("conadv_cifar10", tmp_path, *DIGITS)
     assert repeated.splitlines()[-4:] == output.splitlines()[-4:]
     assert {run["mode"]: run for run in results(tmp_path)} == runs
+    rows = {row["mode"]: row for row in json.loads(only(tmp_path, "conadv_cifar10.json").read_text())["rows"]}
+    assert rows["concurrent"]["clean_loss"] == history["clean_loss"][-1]
+    assert rows["concurrent"]["adversarial_loss"] == history["adversarial_loss"][-1]
+    assert rows["none"]["clean_loss"] == runs["none"]["history"]["loss"][-1]
+    assert rows["none"]["adversarial_loss"] is None
 
 
 def test_quick_benchmark_writes_its_rows(tmp_path):
