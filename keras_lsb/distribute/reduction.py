@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from keras_lsb import _keras
 from keras_lsb._keras import ops
-from keras_lsb._types import Model, Optimizer, Strategy, Tensor, Variable
+from keras_lsb._types import Model, Optimizer, Strategy, Structure, Tensor, Variable
 
 
 def densify(gradients: Iterable[Tensor]) -> list[Tensor]:
@@ -57,6 +57,15 @@ def local_variable(shape: Sequence[int], dtype: str) -> Variable:
     tf = _keras.tensorflow
     zeros, kinds = tf.zeros(shape, dtype), (tf.VariableSynchronization.ON_READ, tf.VariableAggregation.SUM)
     return tf.Variable(zeros, trainable=False, synchronization=kinds[0], aggregation=kinds[1])
+
+
+def local_shares(strategy: Strategy, batch: Structure) -> list:
+    """The share of a batch that each replica of this process gets from a strategy, as tensors."""
+    local = strategy.experimental_local_results
+    return [
+        _keras.map_structure(lambda part, index=index: _keras.tensorflow.convert_to_tensor(local(part)[index]), batch)
+        for index in range(len(local(_keras.leaves(batch)[0])))
+    ]
 
 
 def strategy_of(model: Model) -> Strategy:

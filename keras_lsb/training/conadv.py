@@ -4,9 +4,7 @@ Source: Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", 
 algorithm 1.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,15 @@ import numpy as np
 from keras_lsb import _keras
 from keras_lsb._checks import choice, non_negative, whole
 from keras_lsb._types import Model, Radius, Structure, Tensor, ValueRange, Variable
-from keras_lsb.distribute.reduction import local_variable, replica_count, sum_over_replicas
+from keras_lsb.distribute.reduction import local_shares, local_variable, replica_count, sum_over_replicas
+from keras_lsb.training.attacked import Attacked
 from keras_lsb.training.microbatched import Microbatched
 
 tf = _keras.tensorflow
 if tf is not None:
     from keras_lsb.training import tensorflow_step
-    from keras_lsb.training.attack import Attack, device_scope
+    from keras_lsb.training.attack import Attack
     from keras_lsb.training.branch_losses import additional_loss, branch_loss
-    from keras_lsb.training.branches import AdversarialSet, leaving_state, normalizations, swapped
     from keras_lsb.training.kept_weights import KeptWeights
     from keras_lsb.training.look_ahead import LookAhead, Step
     from keras_lsb.training.named_inputs import named_inputs, perturbed_inputs, with_inputs
@@ -31,7 +29,7 @@ MODES = ("concurrent", "sequential", "adversarial", "none")
 
 
 @_keras.register
-class ConAdv(Microbatched):
+class ConAdv(Attacked):
     """A model that trains on each clean batch and on adversarial examples made for it with weights of former steps.
 
     Step t minimizes, with the weights w and the batch (x, y),
@@ -117,8 +115,7 @@ class ConAdv(Microbatched):
         if isinstance(model, Microbatched):
             splitting = {name: getattr(model, name) for name in splitting}
             model = model.model
-        super().__init__(model, name=name, **splitting)
-        self.attack = Attack(
+        attack = Attack(
             epsilon,
             step_size,
             attack_steps,
@@ -127,15 +124,18 @@ class ConAdv(Microbatched):
             value_range=value_range,
             seed=seed,
         )
+        super().__init__(
+            model,
+            attack,
+            perturb=perturb,
+            attack_training=attack_training,
+            attack_device=attack_device,
+            name=name,
+            **splitting,
+        )
         self.staleness = whole("staleness", staleness, minimum=0)
         self.mode = choice("mode", mode, MODES)
         self.loss_weights = _pair_of_weights(loss_weights)
-        self.perturb = None if perturb is None else [str(one) for one in np.atleast_1d(perturb)]
-        self.attack_training = bool(attack_training)
-        self.attack_device = attack_device if attack_device is None else _devices(attack_device)
-        if self.attack_device is not None:
-            self.supports_jit = False
-        self.adversarial_set = AdversarialSet()
         self.steps = _keras.add_local_weight(self, "conadv_steps", ())
         self._memory = Memory()
         if model.built:
@@ -151,11 +151,6 @@ class ConAdv(Microbatched):
         return self.mode in ("concurrent", "sequential")
 
     def compile(self, *arguments: Any, **keywords: Any) -> None:
-        if self.attack_device is not None and keywords.get("jit_compile") is True:
-            raise ValueError(
-                "`jit_compile` must be False with an `attack_device`: XLA compiles for one device. "
-                f"Received: jit_compile=True, attack_device={self.attack_device}"
-            )
         super().compile(*arguments, **keywords)
         accumulation = getattr(_keras.innermost(self.optimizer), "gradient_accumulation_steps", None)
         if accumulation not in (None, 1):
@@ -188,68 +183,9 @@ class ConAdv(Microbatched):
         self.steps.assign_add(1.0)
         return logs
 
-    def craft(
-        self,
-        batch: Structure,
-        index: int | Tensor,
-        values: Iterable[tuple[Variable, Tensor]] = (),
-        *,
-        main_set: bool = False,
-        training: bool | Tensor | None = None,
-    ) -> dict:
-        """Adversarial versions of a batch's inputs by name, made without a change of any state of the model.
-
-        Args:
-            batch: (x, y) or (x, y, sample_weight).
-            index: number of the step that will train on it, for random numbers.
-            values: pairs of a variable and the value to use instead of its own.
-            main_set: whether to attack with the statistics of clean batches; those of adversarial ones otherwise.
-            training: whether in training mode; `attack_training` if None.
-        """
-        x, y, _ = _keras.unpack(batch)
-        named = named_inputs(self.model, x)
-        training = self.attack_training if training is None else training
-        main_set = main_set or not self._has_two_branches
-
-        def loss_of(images: dict, targets_of: Callable) -> Tensor:
-            attacked = with_inputs(x, named, images)
-            with leaving_state(self, self.adversarial_set, values), self._normalizing(main_set):
-                y_pred = self.model(attacked, training=training)
-                loss = branch_loss(self, attacked, targets_of(y_pred), y_pred)
-            return tf.cast(loss, tf.float32) * tf.cast(tf.shape(_keras.leaves(x)[0])[0], tf.float32)
-
-        with device_scope(self.attack_device), swapped(values):
-            return self.attack(loss_of, perturbed_inputs(named, self.perturb), y, index)
-
     def craft_now(self, batch: Structure) -> dict:
         """Adversarial versions of the batch that is trained on next, with the weights kept for it."""
         return self.craft(batch, tf.convert_to_tensor(self.steps), self._memory.kept.oldest())
-
-    def adversarial_examples(self, x: Structure, y: Structure, *, batch_size: int = 128) -> Structure:
-        """Adversarial versions of x, NumPy arrays in its structure, against the model as it is used.
-
-        The attack is that of the arguments, on the present weights, with the main statistics at inference: `evaluate`
-        of its result gives the accuracy under attack.
-
-        Args:
-            x, y: examples and their labels, arrays in the structure that `fit` takes.
-            batch_size: examples that are attacked at a time.
-        """
-        function = self._memory.attack_function
-        if function is None:
-            function = self._memory.attack_function = tf.function(
-                self._attack_at_inference, reduce_retracing=True, autograph=False
-            )
-        count = len(_keras.leaves(x)[0])
-        starts = range(0, count, whole("batch_size", batch_size))
-        found = []
-        for number, start in enumerate(starts):
-            batch = _keras.map_structure(
-                lambda part, start=start: tf.convert_to_tensor(part[start : start + batch_size]), (x, y)
-            )
-            found.append(function(batch, tf.constant(number)))
-        named = named_inputs(self.model, x)
-        return with_inputs(x, named, {name: np.concatenate([one[name] for one in found]) for name in found[0]})
 
     def prepare(self, batch: Structure) -> None:
         """What the first batch needs and shows, outside of replicas: variables, and inputs that cannot be attacked."""
@@ -257,11 +193,11 @@ class ConAdv(Microbatched):
             return
         if self._memory.complete:
             self._memory.kept.require(self.trainable_variables)
-        shares = self._shares(batch)
+        shares = local_shares(self.distribute_strategy, batch)
         with self.distribute_strategy.scope():
-            self._build(shares[0])
+            self._build(_keras.unpack(shares[0]))
         if self.mode != "none":
-            for x, _, _ in shares:
+            for x, *_ in shares:
                 chosen = perturbed_inputs(named_inputs(self.model, x), self.perturb)
                 self.attack.require_attackable(chosen)
             self.attack.warn_of_lost_steps(chosen, getattr(self.model, "compute_dtype", None))
@@ -279,7 +215,7 @@ class ConAdv(Microbatched):
         losses = [branch_loss(self, main, y, y_pred, sample_weight, counts_outputs=True)]
         total = (losses[0] if self.mode == "none" else weight * losses[0]) + additional_loss(self, losses[0].dtype)
         if self._has_two_branches:
-            with self._normalizing(main_set=False):
+            with self.adversarial_set.in_place():
                 adversarial_pred = self.model(inputs, training=True)
             losses.append(branch_loss(self, inputs, y, adversarial_pred, sample_weight))
             total += self.loss_weights[1] * losses[1]
@@ -321,8 +257,8 @@ class ConAdv(Microbatched):
         return self.model.export(*arguments, **keywords)
 
     def get_config(self) -> dict:
-        own = ("staleness", "mode", "loss_weights", "perturb", "attack_training", "attack_device")
-        return {**super().get_config(), **self.attack.get_config(), **{name: getattr(self, name) for name in own}}
+        own = ("staleness", "mode", "loss_weights")
+        return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
     def _symbolic_build(self, *arguments: Any, data_batch: Tensor | None = None, **keywords: Any) -> Any:
         """Keras 3 makes the optimizer's variables in it: those of the adversarial set must exist before."""
@@ -353,7 +289,7 @@ class ConAdv(Microbatched):
         with self.distribute_strategy.scope():
             if self._has_two_branches:
                 self.adversarial_set.fill(self.model)
-            self._memory.kept = KeptWeights(self, self._attacked(), self.look_ahead)
+            self._memory.kept = KeptWeights(self, self.attacked_variables(), self.look_ahead)
             self._memory.losses = local_variable([3], "float32")
         self._memory.complete = True
         self._begin()
@@ -363,35 +299,11 @@ class ConAdv(Microbatched):
         self.adversarial_set.copy()
         self._memory.kept.fill()
 
-    def _attacked(self) -> list:
-        """The variables that attacks depend on and steps change; at inference those are moving statistics too."""
-        attacked = list(self.trainable_variables)
-        if not self.attack_training:
-            layers = self.adversarial_set.layers if self._has_two_branches else normalizations(self.model)
-            attacked += [variable for layer in layers for variable in layer.non_trainable_variables]
-        return attacked
-
-    def _normalizing(self, main_set: bool) -> AbstractContextManager:
-        return contextlib.nullcontext() if main_set else self.adversarial_set.in_place()
-
-    def _attack_at_inference(self, batch: Structure, index: int | Tensor) -> dict:
-        return self.craft(batch, index, main_set=True, training=False)
-
     def _count_losses(self, losses: list, examples: int | Tensor) -> None:
         count = tf.cast(examples, tf.float32)
         values = [tf.where(count > 0, tf.cast(loss, tf.float32) * replica_count() * count, 0.0) for loss in losses]
         values += [tf.zeros([])] * (2 - len(values))
         self._memory.losses.assign_add(tf.stop_gradient(tf.stack([count, *values])))
-
-    def _shares(self, batch: Structure) -> list:
-        """(x, y, sample_weight) of each replica of this process."""
-        local = self.distribute_strategy.experimental_local_results
-        return [
-            _keras.unpack(
-                _keras.map_structure(lambda part, index=index: tf.convert_to_tensor(local(part)[index]), batch)
-            )
-            for index in range(len(local(_keras.leaves(batch)[0])))
-        ]
 
 
 class Memory:
@@ -401,7 +313,6 @@ class Memory:
         self.complete = self.prepared = False
         self.kept: Any = None  # `KeptWeights` of what attacks depend on
         self.losses: Variable = None  # of the branches: [examples, sum of the main one, sum of the adversarial one]
-        self.attack_function: Callable | None = None
 
 
 def _pair_of_weights(weights: Sequence[float]) -> tuple[float, float]:
@@ -409,7 +320,3 @@ def _pair_of_weights(weights: Sequence[float]) -> tuple[float, float]:
     if len(values) != 2:
         raise ValueError(f"`loss_weights` must be (clean, adversarial). Received: loss_weights={weights!r}")
     return values[0], values[1]
-
-
-def _devices(devices: str | Sequence[str]) -> str | list[str]:
-    return devices if isinstance(devices, str) else [str(device) for device in devices]

@@ -15,8 +15,8 @@ CONADV = (
     Mutant(
         "adversarial_statistics_in_the_main_set",
         _CONADV,
-        "            with self._normalizing(main_set=False):\n                adversarial_pred",
-        "            with self._normalizing(main_set=True):\n                adversarial_pred",
+        "            with self.adversarial_set.in_place():\n                adversarial_pred",
+        "            if True:\n                adversarial_pred",
         (_STATE.format("test_fact_7_statistics_stay_apart"),),
     ),
     Mutant(
@@ -68,7 +68,7 @@ CONADV = (
     ),
     Mutant(
         "attack_at_inference_with_the_present_statistics",
-        _CONADV,
+        "training/attacked.py",
         "if not self.attack_training:",
         "if False:",
         (_AGREES.format("at_inference-train_on_batches"),),
