@@ -5,9 +5,10 @@
 
 DATA is a TensorFlow Datasets folder. The grid is a linear warm-up of LEGW's length and a cosine decay; its peak rates
 are a factor of two apart and are followed in the direction that is better until they get worse, with one seed. The best
-one, the rate that LEGW derives from the best at batch 256, and AutoWU run with three seeds. Accuracy is that of
-held-out training images at the end. Runs that have finished are kept in `--output`, so that it goes on where it was
-stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in place of the one before.
+one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
+seeds. Accuracy is that of held-out training images at the end. Runs that have finished are kept in `--output`, so that
+it goes on where it was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in
+place of the one before, so that parts of the table can be made on their own.
 """
 
 import argparse
@@ -19,9 +20,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ class Task(NamedTuple):
     build: Callable
     batches: Callable
     epochs: dict[int, int]  # by batch size: fewer would be too few updates for a search within the run
+    baseline_epochs: int  # of the search at the base batch size
 
 
 TASKS = {
@@ -73,19 +74,22 @@ TASKS = {
         functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16"),
         batches=digits,
         epochs={1024: 10, 4096: 30},
+        baseline_epochs=10,
     ),
     "mnist_norm": Task(
         functools.partial(common.load_digits, hold_out=True),
         functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16", momentum=0.9),
         batches=digits,
         epochs={1024: 10, 4096: 30},
+        baseline_epochs=10,
     ),
     # Of batch normalization: with Keras' momentum of 0.99 its statistics would still hold the start of so short a run.
     "cifar10": Task(
         cifar10_resnet.load,
         functools.partial(cifar10_resnet.build_model, momentum=0.9),
         batches=cifar10_resnet.batches,
-        epochs={1024: 8, 4096: 24},
+        epochs={1024: 24, 4096: 24},
+        baseline_epochs=8,
     ),
 }
 
@@ -132,9 +136,9 @@ def train(run: Run, data_dir: str) -> dict:
     kind = {"lamb": optimizers.LAMB, "adamp": optimizers.AdamP}[run.optimizer]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(kind(schedule, weight_decay=OPTIMIZERS[run.optimizer]), loss, metrics=["accuracy"], jit_compile=False)
-    dataset = task.batches(tf, images, labels, run.batch_size, seed=run.seed)
+    dataset = task.batches(tf, images, labels, run.batch_size, seed=run.seed).repeat()
     started = time.time()
-    history = model.fit(dataset, epochs=run.epochs, verbose=2, callbacks=listeners)
+    history = model.fit(dataset, epochs=run.epochs, steps_per_epoch=steps, verbose=2, callbacks=listeners)
     held_out_loss, accuracy = model.evaluate(task.batches(tf, held_out_images, held_out_labels, 500), verbose=0)
     if not run.learning_rate:
         controller = schedule.controller
@@ -161,20 +165,21 @@ class Runner:
 
     def __init__(self, data_dir: str, output: Path, jobs: int):
         self.data_dir, self.output = data_dir, output
-        self.pool, self.lock, self.versions = ThreadPoolExecutor(jobs), defaultdict(threading.Lock), None
+        self.pool, self.lock, self.versions = ThreadPoolExecutor(jobs), threading.Lock(), None
+        self.futures: dict[Run, Future] = {}  # two comparisons may ask for the same run
         output.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, runs: list[Run]) -> list[dict]:
-        return list(self.pool.map(self._run, runs))
+        with self.lock:
+            for run in runs:
+                if run not in self.futures:
+                    self.futures[run] = self.pool.submit(self._record, run)
+        done = [self.futures[run].result() for run in runs]
+        self.versions = done[0]["versions"]
+        return done
 
-    def _run(self, run: Run) -> dict:
+    def _record(self, run: Run) -> dict:
         path = self.output / f"{run.name}.json"
-        with self.lock[run]:  # two comparisons may ask for the same run
-            record = self._record(run, path)
-        self.versions = record["versions"]
-        return record
-
-    def _record(self, run: Run, path: Path) -> dict:
         if not path.exists():
             command = [sys.executable, __file__, "--data-dir", self.data_dir, "--run", json.dumps(run)]
             with path.with_suffix(".log").open("w") as log:
@@ -222,7 +227,8 @@ def rate_of(method: str, runner: Runner, task: str, optimizer: str, batch_size: 
         return 0.0
     if method == "best of the grid":
         return best_rate(runner, task, optimizer, batch_size, epochs)
-    return best_rate(runner, task, optimizer, BASE_BATCH_SIZE, epochs) * (batch_size / BASE_BATCH_SIZE) ** 0.5
+    baseline = best_rate(runner, task, optimizer, BASE_BATCH_SIZE, min(epochs, TASKS[task].baseline_epochs))
+    return baseline * (batch_size / BASE_BATCH_SIZE) ** 0.5
 
 
 def main() -> None:
@@ -230,6 +236,7 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="folder of tensorflow-datasets")
     parser.add_argument("--task", choices=TASKS, default="mnist")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--epochs", type=int, help="epochs of each run; another number than the task's is not recorded")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the grid is followed with the first")
@@ -244,7 +251,7 @@ def main() -> None:
         path.with_suffix(".partial").replace(path)
         return
     runner = Runner(arguments.data_dir, arguments.output, arguments.jobs)
-    cells = [(optimizer, batch_size) for batch_size in arguments.batch_sizes for optimizer in OPTIMIZERS]
+    cells = [(optimizer, batch_size) for batch_size in arguments.batch_sizes for optimizer in arguments.optimizers]
 
     def row(cell: tuple[str, int], method: str) -> dict:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
@@ -253,12 +260,13 @@ def main() -> None:
         return summary(runner(runs), method)
 
     name, task = f"autowu_{arguments.task}", arguments.task
-    with ThreadPoolExecutor(len(cells)) as pool:
-        for method in arguments.methods:
-            for found in pool.map(functools.partial(row, method=method), cells):
-                print(found, flush=True)
-                if arguments.epochs is None:
-                    records.keep(arguments, name, [found], SETTING, versions=runner.versions, order=order, task=task)
+    rows = [(cell, method) for method in arguments.methods for cell in cells]
+    with ThreadPoolExecutor(len(rows)) as pool:
+        for future in as_completed([pool.submit(row, *one) for one in rows]):
+            print(future.result(), flush=True)
+            if arguments.epochs is None:
+                found = [future.result()]
+                records.keep(arguments, name, found, SETTING, versions=runner.versions, order=order, task=task)
 
 
 def order(row: dict) -> tuple:

@@ -38,8 +38,9 @@ def train(tf, arguments):
     noise = NoiseScale(history_interval=25)
     logger = keras.callbacks.CSVLogger(str(arguments.output / "log.csv"))
     history = model.fit(
-        batches(tf, images, labels, BATCH_SIZE, seed=0),
+        batches(tf, images, labels, BATCH_SIZE, seed=0).repeat(),
         epochs=arguments.epochs,
+        steps_per_epoch=-(-len(images) // BATCH_SIZE),
         validation_data=batches(tf, *held_out, 1000),
         shuffle=False,
         verbose=2,

@@ -81,8 +81,9 @@ def train(arguments, data) -> dict:
     )
     autowu = callbacks.AutoWU(schedule)
     history = model.fit(
-        cifar10_resnet.batches(tf, images, labels, batch_size, seed=seed, steps=steps),
+        cifar10_resnet.batches(tf, images, labels, batch_size, seed=seed, steps=steps).repeat(),
         epochs=arguments.epochs,
+        steps_per_epoch=steps,
         shuffle=False,  # the data set is shuffled already
         verbose=2,
         callbacks=[autowu, *common.callbacks(keras, folder)],  # first, so that the logs hold what it reports

@@ -71,7 +71,10 @@ def scaled(images):
 def batches(
     tf, images, labels, batch_size: int, *, seed: int | None = None, steps: int | None = None, augmented: bool = True
 ):
-    """Scaled batches; with a seed also shuffled, and augmented: a random crop of the padded image, and a flip."""
+    """Scaled batches; with a seed also shuffled, and augmented: a random crop of the padded image, and a flip.
+
+    Repeat them for a training: an iterator that lasts for one epoch is closed after it, which takes up to minutes.
+    """
     height, width, channels = images.shape[1:]
     padding = height // 8  # 4 pixels at CIFAR-10's 32
 
@@ -170,8 +173,9 @@ def main() -> None:
                 jit_compile=False,
             )
             history = model.fit(
-                batches(tf, images, labels, arguments.batch_size, seed=seed, steps=steps),
+                batches(tf, images, labels, arguments.batch_size, seed=seed, steps=steps).repeat(),
                 epochs=arguments.epochs,
+                steps_per_epoch=steps,
                 shuffle=False,  # the data set is shuffled already
                 verbose=2,
                 callbacks=common.callbacks(keras, folder),

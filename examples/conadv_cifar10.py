@@ -127,8 +127,9 @@ def train(arguments, data) -> dict:
             seed=arguments.seed,
             steps=steps,
             augmented=arguments.augment,
-        ),
+        ).repeat(),
         epochs=arguments.epochs,
+        steps_per_epoch=steps,
         shuffle=False,  # the data set is shuffled already
         verbose=2,
         callbacks=[

@@ -93,7 +93,7 @@ def train(keras, model, arguments, images, labels, folder: Path, *, optimizer, e
     steps = common.steps_in_epoch(len(images), arguments)
     data = cifar10_resnet.batches(tf, images, labels, arguments.batch_size, seed=arguments.seed, steps=steps)
     model.fit(
-        data.repeat(),  # one iterator for all epochs: on several devices closing it takes up to minutes
+        data.repeat(),
         epochs=epochs,
         steps_per_epoch=steps,
         shuffle=False,  # the data set is shuffled already
