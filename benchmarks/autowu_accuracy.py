@@ -40,7 +40,7 @@ METHODS = ("AutoWU", "best of the grid", "LEGW")
 SETTING = ("optimizer", "batch_size", "method")  # the number of epochs belongs to the batch size
 CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper
 BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
-START = {"lamb": 0.01, "adamp": 0.004}  # peak rates at batch 1024 from which the grid is followed
+START = {"lamb": 0.01, "adamp": 0.008}  # peak rates at batch 1024 from which the grid is followed
 
 
 def digits(tf, images, labels, batch_size: int, *, seed: int | None = None):
@@ -231,6 +231,23 @@ def rate_of(method: str, runner: Runner, task: str, optimizer: str, batch_size: 
     return baseline * (batch_size / BASE_BATCH_SIZE) ** 0.5
 
 
+def draw(path: Path, output: Path, task: str, batch_size: int) -> None:
+    """Training losses over the epochs of the finished runs at a batch size, for each optimizer."""
+    found = [json.loads(file.read_text()) for file in sorted(output.glob(f"{task}-*-{batch_size}-*.json"))]
+    found = [record for record in found if record["epochs"] == TASKS[task].epochs[batch_size]]
+    with common.pictures(path, columns=len(OPTIMIZERS), size=(9, 4)) as panels:
+        for optimizer, axes in zip(OPTIMIZERS, panels, strict=True):
+            runs = [record for record in found if record["optimizer"] == optimizer]
+            for rate in sorted({record["learning_rate"] for record in runs}):
+                losses = np.array([record["losses"] for record in runs if record["learning_rate"] == rate])
+                label, style = (f"grid, {rate:g}", ":") if rate else ("AutoWU", "-")
+                epochs = np.arange(1, losses.shape[1] + 1)
+                (line,) = axes.plot(epochs, losses.mean(axis=0), style, label=label)
+                axes.fill_between(epochs, losses.min(0), losses.max(0), alpha=0.2, linewidth=0, color=line.get_color())
+            axes.set(yscale="log", xlabel="epoch", ylabel="training loss", title=f"{optimizer}, batch {batch_size}")
+            axes.legend()
+
+
 def main() -> None:
     parser = records.parser(__doc__)
     parser.add_argument("--data-dir", required=True, help="folder of tensorflow-datasets")
@@ -242,6 +259,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the grid is followed with the first")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, default=Path("runs/autowu_accuracy"), help="keeps finished runs")
+    parser.add_argument("--figure", type=Path, help="only draw the runs that have finished, at the first batch size")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -249,6 +267,9 @@ def main() -> None:
         path = arguments.output / f"{run.name}.json"
         path.with_suffix(".partial").write_text(json.dumps(train(run, arguments.data_dir), indent=1))
         path.with_suffix(".partial").replace(path)
+        return
+    if arguments.figure:
+        draw(arguments.figure, arguments.output, arguments.task, arguments.batch_sizes[0])
         return
     runner = Runner(arguments.data_dir, arguments.output, arguments.jobs)
     cells = [(optimizer, batch_size) for batch_size in arguments.batch_sizes for optimizer in arguments.optimizers]
