@@ -68,21 +68,16 @@ class Task(NamedTuple):
     baseline_epochs: int  # of the search at the base batch size
 
 
+MNIST = Task(
+    functools.partial(common.load_digits, hold_out=True),
+    functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16"),
+    batches=digits,
+    epochs={1024: 10, 4096: 30},
+    baseline_epochs=10,
+)
 TASKS = {
-    "mnist": Task(
-        functools.partial(common.load_digits, hold_out=True),
-        functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16"),
-        batches=digits,
-        epochs={1024: 10, 4096: 30},
-        baseline_epochs=10,
-    ),
-    "mnist_norm": Task(
-        functools.partial(common.load_digits, hold_out=True),
-        functools.partial(mnist_cnn.build_model, policy="mixed_bfloat16", momentum=0.9),
-        batches=digits,
-        epochs={1024: 10, 4096: 30},
-        baseline_epochs=10,
-    ),
+    "mnist": MNIST,
+    "mnist_norm": MNIST._replace(build=functools.partial(MNIST.build, momentum=0.9)),
     # Of batch normalization: with Keras' momentum of 0.99 its statistics would still hold the start of so short a run.
     "cifar10": Task(
         cifar10_resnet.load,
