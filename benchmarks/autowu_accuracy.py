@@ -8,7 +8,8 @@ are a factor of two apart and are followed in the direction that is better until
 one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
 seeds. Accuracy is that of held-out training images at the end. Runs that have finished are kept in `--output`, so that
 it goes on where it was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in
-place of the one before, so that parts of the table can be made on their own.
+place of the one before, so that parts of the table can be made on their own. A row's `grid` has the accuracy at each
+rate that was tried for it, with the first seed: at the row's batch size, or for LEGW at batch 256.
 """
 
 import argparse
@@ -186,18 +187,20 @@ class Runner:
         return json.loads(path.read_text())
 
 
-def best_rate(runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int) -> float:
-    """Follows peak rates that are a factor of two apart until they get worse on both sides; returns the best."""
+def follow(runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int) -> dict[float, float]:
+    """Accuracy by peak rate: rates a factor of two apart, from the best in both directions until they are worse."""
+    found: dict[float, float] = {}
 
     def accuracy(rate: float) -> float:
-        return runner([Run(task, optimizer, batch_size, rate, 0, epochs)])[0]["accuracy"]
+        found[rate] = runner([Run(task, optimizer, batch_size, rate, 0, epochs)])[0]["accuracy"]
+        return found[rate]
 
     best = START[optimizer] * (batch_size / 1024) ** 0.5
     runner([Run(task, optimizer, batch_size, rate, 0, epochs) for rate in (best, 2 * best)])
     for factor in (2.0, 0.5):
         while accuracy(factor * best) > accuracy(best):
             best *= factor
-    return best
+    return found
 
 
 def summary(records: list[dict], method: str) -> dict:
@@ -216,14 +219,17 @@ def summary(records: list[dict], method: str) -> dict:
     }
 
 
-def rate_of(method: str, runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int) -> float:
-    """The peak rate of one of `METHODS`; 0 for AutoWU."""
+def rate_of(
+    method: str, runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int
+) -> tuple[float, dict[float, float]]:
+    """The peak rate of one of `METHODS`, and what the search for it has measured; the rate is 0 for AutoWU."""
     if method == "AutoWU":
-        return 0.0
+        return 0.0, {}
     if method == "best of the grid":
-        return best_rate(runner, task, optimizer, batch_size, epochs)
-    baseline = best_rate(runner, task, optimizer, BASE_BATCH_SIZE, min(epochs, TASKS[task].baseline_epochs))
-    return baseline * (batch_size / BASE_BATCH_SIZE) ** 0.5
+        found = follow(runner, task, optimizer, batch_size, epochs)
+        return max(found, key=found.get), found
+    found = follow(runner, task, optimizer, BASE_BATCH_SIZE, min(epochs, TASKS[task].baseline_epochs))
+    return max(found, key=found.get) * (batch_size / BASE_BATCH_SIZE) ** 0.5, found
 
 
 def draw(path: Path, output: Path, task: str, batch_size: int) -> None:
@@ -271,9 +277,10 @@ def main() -> None:
 
     def row(cell: tuple[str, int], method: str) -> dict:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
-        rate = rate_of(method, runner, arguments.task, *cell, epochs)
+        rate, found = rate_of(method, runner, arguments.task, *cell, epochs)
         runs = [Run(arguments.task, *cell, rate, seed, epochs) for seed in arguments.seeds]
-        return summary(runner(runs), method)
+        grid = {f"{each:g}": round(found[each], 2) for each in sorted(found)}
+        return {**summary(runner(runs), method), **({"grid": grid} if grid else {})}
 
     name, task = f"autowu_{arguments.task}", arguments.task
     rows = [(cell, method) for method in arguments.methods for cell in cells]
