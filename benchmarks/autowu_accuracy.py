@@ -10,6 +10,8 @@ seeds. Accuracy is that of held-out training images at the end. Runs that have f
 it goes on where it was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in
 place of the one before, so that parts of the table can be made on their own. A row's `grid` has the accuracy at each
 rate that was tried for it, with the first seed: at the row's batch size, or for LEGW at batch 256.
+
+`benchmarks/results/autowu_runs` has finished runs of the tables; as `--output` it adds to them and repeats none.
 """
 
 import argparse
@@ -138,12 +140,7 @@ def train(run: Run, data_dir: str) -> dict:
     held_out_loss, accuracy = model.evaluate(task.batches(tf, held_out_images, held_out_labels, 500), verbose=0)
     if not run.learning_rate:
         controller = schedule.controller
-        found = {
-            "warmup_steps": controller.switch_step,
-            "peak": controller.peak,
-            "reason": controller.reason,
-            "step_losses": [float(value) for value in listeners[0].losses],
-        }
+        found = {"warmup_steps": controller.switch_step, "peak": controller.peak, "reason": controller.reason}
     return {
         **run._asdict(),
         "accuracy": 100 * float(accuracy),
