@@ -8,8 +8,8 @@ are a factor of two apart and are followed in the direction that is better until
 one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
 seeds. Accuracy is that of held-out training images at the end. Runs that have finished are kept in `--output`, so that
 it goes on where it was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in
-place of the one before, so that parts of the table can be made on their own. A row's `grid` has the accuracy at each
-rate that was tried for it, with the first seed: at the row's batch size, or for LEGW at batch 256.
+place of the one before, so that parts of the table can be made on their own. A row's `grid` has the rates that
+were tried for it and the accuracy with the first seed: at the row's batch size, or for LEGW at batch 256.
 
 `benchmarks/results/autowu_runs` has finished runs of the tables; as `--output` it adds to them and repeats none.
 """
@@ -276,7 +276,7 @@ def main() -> None:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
         rate, found = rate_of(method, runner, arguments.task, *cell, epochs)
         runs = [Run(arguments.task, *cell, rate, seed, epochs) for seed in arguments.seeds]
-        grid = {f"{each:g}": round(found[each], 2) for each in sorted(found)}
+        grid = [(float(f"{each:.3g}"), round(found[each], 2)) for each in sorted(found)]
         return {**summary(runner(runs), method), **({"grid": grid} if grid else {})}
 
     name, task = f"autowu_{arguments.task}", arguments.task
