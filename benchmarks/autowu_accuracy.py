@@ -8,8 +8,8 @@ are a factor of two apart and are followed in the direction that is better until
 one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
 seeds. Accuracy is that of held-out training images at the end. Runs that have finished are kept in `--output`, so that
 it goes on where it was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in
-place of the one before, so that parts of the table can be made on their own. A row's `grid` has the rates that
-were tried for it and the accuracy with the first seed: at the row's batch size, or for LEGW at batch 256.
+place of the one before, so that parts of the table can be made on their own. A row's `grid` has the rates that were
+tried for it and the accuracy with the first seed: at the row's batch size, or for LEGW at batch 256.
 
 `benchmarks/results/autowu_runs` has finished runs of the tables; as `--output` it adds to them and repeats none.
 """
@@ -222,11 +222,11 @@ def rate_of(
     """The peak rate of one of `METHODS`, and what the search for it has measured; the rate is 0 for AutoWU."""
     if method == "AutoWU":
         return 0.0, {}
-    if method == "best of the grid":
-        found = follow(runner, task, optimizer, batch_size, epochs)
-        return max(found, key=found.get), found
-    found = follow(runner, task, optimizer, BASE_BATCH_SIZE, min(epochs, TASKS[task].baseline_epochs))
-    return max(found, key=found.get) * (batch_size / BASE_BATCH_SIZE) ** 0.5, found
+    searched = batch_size
+    if method == "LEGW":
+        searched, epochs = BASE_BATCH_SIZE, min(epochs, TASKS[task].baseline_epochs)
+    found = follow(runner, task, optimizer, searched, epochs)
+    return max(found, key=found.get) * (batch_size / searched) ** 0.5, found
 
 
 def draw(path: Path, output: Path, task: str, batch_size: int) -> None:
