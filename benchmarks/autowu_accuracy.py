@@ -6,10 +6,11 @@
 DATA is a TensorFlow Datasets folder. The grid is a linear warm-up of LEGW's length and a cosine decay; its peak rates
 are a factor of two apart and are followed in the direction that is better until they get worse, with one seed. The best
 one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
-seeds. Accuracy is that of held-out training images at the end. Runs that have finished are kept in `--output`, so that
-it goes on where it was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in
-place of the one before, so that parts of the table can be made on their own. A row's `grid` has the rates that were
-tried for it and the accuracy with the first seed: at the row's batch size, or for LEGW at batch 256.
+seeds; `--methods "rate of AutoWU"` does so with the rate that AutoWU found, in the schedule of the grid. Accuracy is
+that of held-out training images at the end. Runs that have finished are kept in `--output`, so that it goes on where it
+was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in place of the one before,
+so that parts of the table can be made on their own. A row's `grid` has the rates that were tried for it and the
+accuracy with the first seed: at the row's batch size, or for LEGW at batch 256.
 
 `benchmarks/results/autowu_runs` has finished runs of the tables; as `--output` it adds to them and repeats none.
 """
@@ -39,7 +40,7 @@ import common  # noqa: E402
 import mnist_cnn  # noqa: E402
 
 OPTIMIZERS = {"lamb": 0.1, "adamp": 0.01}  # and their weight decay
-METHODS = ("AutoWU", "best of the grid", "LEGW")
+METHODS = ("AutoWU", "best of the grid", "LEGW", "rate of AutoWU")
 SETTING = ("optimizer", "batch_size", "method")  # the number of epochs belongs to the batch size
 CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper
 BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
@@ -184,16 +185,16 @@ class Runner:
         return json.loads(path.read_text())
 
 
-def follow(runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int) -> dict[float, float]:
+def follow(runner: Runner, run: Run) -> dict[float, float]:
     """Accuracy by peak rate: rates a factor of two apart, from the best in both directions until they are worse."""
     found: dict[float, float] = {}
 
     def accuracy(rate: float) -> float:
-        found[rate] = runner([Run(task, optimizer, batch_size, rate, 0, epochs)])[0]["accuracy"]
+        found[rate] = runner([run._replace(learning_rate=rate)])[0]["accuracy"]
         return found[rate]
 
-    best = START[optimizer] * (batch_size / 1024) ** 0.5
-    runner([Run(task, optimizer, batch_size, rate, 0, epochs) for rate in (best, 2 * best)])
+    best = START[run.optimizer] * (run.batch_size / 1024) ** 0.5
+    runner([run._replace(learning_rate=rate) for rate in (best, 2 * best)])
     for factor in (2.0, 0.5):
         while accuracy(factor * best) > accuracy(best):
             best *= factor
@@ -216,17 +217,18 @@ def summary(records: list[dict], method: str) -> dict:
     }
 
 
-def rate_of(
-    method: str, runner: Runner, task: str, optimizer: str, batch_size: int, epochs: int
-) -> tuple[float, dict[float, float]]:
-    """The peak rate of one of `METHODS`, and what the search for it has measured; the rate is 0 for AutoWU."""
+def rate_of(method: str, runner: Runner, runs: list[Run]) -> tuple[float, dict[float, float]]:
+    """The peak rate of one of `METHODS`, and what the search for it has measured; `runs` are those of AutoWU."""
     if method == "AutoWU":
         return 0.0, {}
-    searched = batch_size
+    if method == "rate of AutoWU":
+        return summary(runner(runs), method)["learning_rate"], {}
+    searched = runs[0]
     if method == "LEGW":
-        searched, epochs = BASE_BATCH_SIZE, min(epochs, TASKS[task].baseline_epochs)
-    found = follow(runner, task, optimizer, searched, epochs)
-    return max(found, key=found.get) * (batch_size / searched) ** 0.5, found
+        epochs = min(searched.epochs, TASKS[searched.task].baseline_epochs)
+        searched = searched._replace(batch_size=BASE_BATCH_SIZE, epochs=epochs)
+    found = follow(runner, searched)
+    return max(found, key=found.get) * (runs[0].batch_size / searched.batch_size) ** 0.5, found
 
 
 def draw(path: Path, output: Path, task: str, batch_size: int) -> None:
@@ -252,7 +254,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="mnist")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:3])
     parser.add_argument("--epochs", type=int, help="epochs of each run; another number than the task's is not recorded")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the grid is followed with the first")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -274,8 +276,9 @@ def main() -> None:
 
     def row(cell: tuple[str, int], method: str) -> dict:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
-        rate, found = rate_of(method, runner, arguments.task, *cell, epochs)
-        runs = [Run(arguments.task, *cell, rate, seed, epochs) for seed in arguments.seeds]
+        runs = [Run(arguments.task, *cell, 0.0, seed, epochs) for seed in arguments.seeds]
+        rate, found = rate_of(method, runner, runs)
+        runs = [run._replace(learning_rate=rate) for run in runs]
         grid = [(float(f"{each:.3g}"), round(found[each], 2)) for each in sorted(found)]
         return {**summary(runner(runs), method), **({"grid": grid} if grid else {})}
 

@@ -186,3 +186,58 @@ def test_large_losses_are_losses(value):
     controller = replayed(losses)
     assert controller.non_finite == 0
     assert all(math.isfinite(number) for test in controller.tests for number in test)
+
+
+def setbacks(losses, **settings) -> list:
+    """What `setback` says after each epoch."""
+    controller, said = controller_of(**settings), []
+    for epoch in np.reshape(losses, (20, 10)):
+        controller.update(epoch)
+        said.append(controller.setback(epoch))
+    return said
+
+
+def valley_and(after):
+    """Oracle A, whose decay begins after 80 steps, and then equal losses."""
+    return np.concatenate([VALLEY[:80], np.full(120, after)])
+
+
+FIRST = VALLEY[:10].mean()
+LOWEST = min(VALLEY[40:50].mean(), VALLEY[50:60].mean())
+MIDDLE = (FIRST + LOWEST) / 2
+
+
+@pytest.mark.parametrize("after", [MIDDLE + 1e-3, 2.3, 1e5])
+def test_setback_is_found_once_when_a_tenth_of_the_decay_is_over(after):
+    """The decay has 120 steps. Twelve of them are over in the tenth epoch, from step 90 to 100."""
+    said = setbacks(valley_and(after))
+    assert [epoch for epoch, one in enumerate(said, start=1) if one is not None] == [10]
+    assert said[9] == pytest.approx((after, FIRST, LOWEST))
+
+
+@pytest.mark.parametrize("after", [MIDDLE - 1e-3, 0.1, -5.0, math.nan, math.inf])
+def test_no_setback(after):
+    assert setbacks(valley_and(after)) == [None] * 20
+
+
+@pytest.mark.parametrize(("lowest", "found"), [(0.91, False), (0.89, True)])
+@pytest.mark.parametrize("first", [2.3, -2.3])
+def test_setback_needs_progress(first, lowest, found):
+    losses = first - (1 - lowest) * abs(first) * (np.arange(200) // 10 == 4)
+    losses[100:] = 5.0
+    assert any(setbacks(losses, patience=9)) == found
+
+
+def test_setback_leaves_out_losses_that_are_not_finite():
+    losses = valley_and(2.0)
+    losses[[3, 55, 97]] = math.nan, math.inf, -math.inf
+    loss, first, lowest = setbacks(losses)[9]
+    assert (loss, first) == pytest.approx((2.0, np.mean(np.delete(VALLEY[:10], 3))))
+    assert lowest == pytest.approx(min(VALLEY[40:50].mean(), np.mean(np.delete(VALLEY[50:60], 5))))
+
+
+def test_no_setback_without_a_warmup_or_a_finite_first_epoch():
+    assert setbacks(np.full(200, 3.0), warmup_fraction=0.0) == [None] * 20
+    losses = valley_and(2.0)
+    losses[:10] = math.nan
+    assert setbacks(losses) == [None] * 20

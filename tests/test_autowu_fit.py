@@ -266,6 +266,20 @@ def test_losses_that_are_no_longer_finite(on_divergence, capsys):
     assert callback.losses[55] == pytest.approx(float(to_numpy(expected)), rel=1e-5)
 
 
+@pytest.mark.parametrize("on_divergence", ["continue", "stop", "restore"])
+def test_setback_is_told_and_nothing_else_is_done(on_divergence):
+    """The last rates of this warm-up ruin the weights; a tenth of the decay's 50 steps is over when epoch 15 ends."""
+    model, callback = made(callback={"on_divergence": on_divergence})
+    with pytest.warns(UserWarning, match="AutoWU, epoch 15, step 75: the decay goes on with a loss of ") as seen:
+        fit(model, callback)
+    assert_same_run(callback, by_hand())
+    (message,) = [str(one.message) for one in seen if "AutoWU" in str(one.message)]
+    means = callback.losses.reshape(EPOCHS, STEPS).mean(axis=1)
+    assert f" with a loss of {means[14]:.3g}. " in message
+    assert f" began at {means[0]:.3g} and had reached {means[:14].min():.3g}: " in message
+    assert f" it found, {callback.schedule.controller.peak:.3g}, " in message
+
+
 def test_report(capsys):
     model, callback = made(callback={"verbose": 1})
     fit(model, callback, epochs=LONG_ENOUGH)

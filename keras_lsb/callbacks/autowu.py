@@ -11,7 +11,7 @@ from keras_lsb import _keras
 from keras_lsb._checks import choice
 from keras_lsb._types import Axes, Model
 from keras_lsb.distribute.reduction import is_multi_worker
-from keras_lsb.scaling import Decision
+from keras_lsb.scaling import AutoWUSetback, Decision
 from keras_lsb.schedules.autowu import AutoWU as Schedule
 from keras_lsb.training.step_losses import StepLosses
 
@@ -35,7 +35,8 @@ class AutoWU(_keras.Callback):
         on_divergence: what happens when all losses between two decisions are NaN or infinite, whose update has probably
             spoiled the weights. There is a warning in any case. "continue": the schedule's guard ends the warm-up.
             "stop": training ends at once. "restore": when the warm-up ends, weights and optimizer state go back to
-            those of the last decision after which losses were still finite, kept in host memory.
+            those of the last decision after which losses were still finite, kept in host memory. Losses that stay
+            finite only lead to a warning, if a tenth into the decay they are back near those of the start.
         verbose: 1 prints each decision, 0 prints nothing.
 
     Attributes:
@@ -173,6 +174,9 @@ class AutoWU(_keras.Callback):
                 if decision.phase == "decay":
                     self._read_constants_anew()
             self._watch(losses, decision)
+            setback = self.schedule.controller.setback(losses)
+            if setback is not None:
+                self._warn_of(setback)
 
     def _report(self, decision: Decision) -> None:
         if not self.verbose:
@@ -188,6 +192,16 @@ class AutoWU(_keras.Callback):
         if controller.non_finite:
             text += f" {controller.non_finite} losses were not finite."
         sys.stdout.write(f"{text}\n")
+
+    def _warn_of(self, setback: AutoWUSetback) -> None:
+        controller = self.schedule.controller
+        warnings.warn(
+            f"AutoWU, epoch {self._epoch + 1}, step {controller.steps}: the decay goes on with a loss of "
+            f"{setback.loss:.3g}. The warm-up began at {setback.first:.3g} and had reached {setback.lowest:.3g}: its "
+            f"last rates have probably spoiled the weights. The rate that it found, {controller.peak:.3g}, may be good "
+            "all the same: train anew with it in a fixed schedule, with the warm-up of `recipe()`.",
+            stacklevel=2,
+        )
 
     def _watch(self, losses: list[float], decision: Decision) -> None:
         """Warns of losses that have ceased to be finite, and does what `on_divergence` says."""

@@ -1,7 +1,7 @@
 """Batch-size laws: how a recipe changes with the batch size. Arrays and numbers in, arrays and numbers out."""
 
 from keras_lsb.scaling.adaptive import AdaptiveGain, adaptive_batch_size, adaptive_gain, learning_rate_factor
-from keras_lsb.scaling.autowu import AutoWUController, AutoWUTest, Decision
+from keras_lsb.scaling.autowu import AutoWUController, AutoWUSetback, AutoWUTest, Decision
 from keras_lsb.scaling.autowu_rates import AutoWURates
 from keras_lsb.scaling.critical_batch import CriticalBatch
 from keras_lsb.scaling.curvature import Curvature, curvature
@@ -13,6 +13,7 @@ __all__ = [
     "AdaptiveGain",
     "AutoWUController",
     "AutoWURates",
+    "AutoWUSetback",
     "AutoWUTest",
     "CriticalBatch",
     "Curvature",

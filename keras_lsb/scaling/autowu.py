@@ -20,6 +20,8 @@ from keras_lsb.scaling.gaussian_process import Conditioned, Hyperparameters, one
 
 _LARGEST = float(np.finfo("float32").max)  # losses beyond it count as infinite: their squares would overflow
 _STATE_VERSION = 1
+_LOOK_BACK = 0.1  # of the decay, after which a setback is looked for
+_FALL = 0.1  # of the first loss: less is no progress that could be lost
 _TEST_SETTINGS = ("steps_per_epoch", "confidence", "patience", "posteriors", "fit_points", "posterior_points")
 _TEST_SETTINGS += ("grid_points", "length_scale", "guard", "loss_factor", "seed")  # besides those of the rates
 
@@ -27,6 +29,12 @@ _TEST_SETTINGS += ("grid_points", "length_scale", "guard", "loss_factor", "seed"
 def _usable(losses: np.ndarray) -> np.ndarray:
     """Which losses are numbers that the process can take."""
     return np.abs(losses) <= _LARGEST
+
+
+def _mean(losses: np.ndarray) -> float:
+    """Of the losses that are usable; NaN without any."""
+    losses = losses[_usable(losses)]
+    return float(losses.mean()) if losses.size else math.nan
 
 
 class Decision(NamedTuple):
@@ -60,6 +68,20 @@ class AutoWUTest(NamedTuple):
     vote: bool
     learning_rate: float
     guarded: bool
+
+
+class AutoWUSetback(NamedTuple):
+    """The loss in the decay is back near the first ones.
+
+    Attributes:
+        loss: mean of the newest losses.
+        first: mean over the first epoch.
+        lowest: mean over the lowest epoch of the warm-up.
+    """
+
+    loss: float
+    first: float
+    lowest: float
 
 
 class AutoWUController:
@@ -237,6 +259,27 @@ class AutoWUController:
                 if self.votes >= self.patience:
                     self._switch(self.steps, test.learning_rate, "guard" if test.guarded else "gaussian process")
         return Decision(self.phase, self.learning_rate(), probability)
+
+    def setback(self, losses: Sequence[float]) -> AutoWUSetback | None:
+        """Whether the warm-up has cost what it had learned: for the losses that were given to `update` last.
+
+        The last rates of a warm-up are too high. They can spoil weights for good while each loss is finite. That shows
+        when a tenth of the decay is over, at the first epoch that ends then: if its mean loss is nearer to that of
+        the first epoch than to that of the lowest epoch of the warm-up. A warm-up whose lowest epoch is less than a
+        tenth below the first had nothing to lose.
+        """
+        if not self.switch_step:
+            return None
+        due = self.switch_step + math.ceil(_LOOK_BACK * (self.rates.total_steps - self.switch_step))
+        if not self.steps - len(losses) < due <= self.steps:
+            return None
+        starts = range(0, len(self._losses), self.steps_per_epoch)
+        means = [_mean(self._losses[start : start + self.steps_per_epoch]) for start in starts]
+        first, now = means[0], _mean(np.asarray(losses, "float64"))
+        lowest = min((mean for mean in means if not math.isnan(mean)), default=math.nan)
+        if first - lowest >= _FALL * abs(first) and now > (first + lowest) / 2:
+            return AutoWUSetback(now, first, lowest)
+        return None
 
     def replay(self, losses: Sequence[float]) -> list[Decision]:
         """Feeds the losses of many epochs, for a dry run on those of an old log; a rest that fills no epoch is left."""

@@ -128,6 +128,20 @@ AUTOWU = (
         ("test_autowu_edges.py::test_guard_searches_up_to_the_last_finite_loss",),
     ),
     Mutant(
+        "autowu_setback_is_worse_than_the_start",
+        "scaling/autowu.py",
+        "now > (first + lowest) / 2",
+        "now > first",
+        ("test_autowu_edges.py::test_setback_is_found_once_when_a_tenth_of_the_decay_is_over",),
+    ),
+    Mutant(
+        "autowu_setback_of_every_epoch",
+        "scaling/autowu.py",
+        "if not self.steps - len(losses) < due <= self.steps:",
+        "if due > self.steps:",
+        ("test_autowu_edges.py::test_setback_is_found_once_when_a_tenth_of_the_decay_is_over",),
+    ),
+    Mutant(
         "autowu_infinite_losses_are_losses",
         "scaling/autowu.py",
         "return np.abs(losses) <= _LARGEST",
