@@ -279,8 +279,8 @@ def main() -> None:
         runs = [Run(arguments.task, *cell, 0.0, seed, epochs) for seed in arguments.seeds]
         rate, found = rate_of(method, runner, runs)
         runs = [run._replace(learning_rate=rate) for run in runs]
-        grid = [(float(f"{each:.3g}"), round(found[each], 2)) for each in sorted(found)]
-        return {**summary(runner(runs), method), **({"grid": grid} if grid else {})}
+        grid = ", ".join(f"{found[each]:.2f} at {each:.3g}" for each in sorted(found))
+        return {**summary(runner(runs), method), "grid": grid or None}
 
     name, task = f"autowu_{arguments.task}", arguments.task
     rows = [(cell, method) for method in arguments.methods for cell in cells]

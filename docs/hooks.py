@@ -2,6 +2,7 @@
 
     {{ table:NAME columns="method,batch_size,mean:.2f" }}    its rows, with these columns in this order
     {{ value:NAME:rows.0.mean:.2f }}                         one value; a number in the path is an index of a list
+    {{ value:NAME:rows[method=legw,batch_size=8].mean }}     the same of the one row with these entries
 
 What follows a column's or a path's colon is a Python format. A missing file, key or column fails the build. Markers in
 an HTML comment are left alone, and the comment is not shown.
@@ -20,7 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _MARKER = re.compile(r"\{\{\s*(?:table|value):.*?\}\}")
 _TABLE = re.compile(r'\{\{\s*table:(?P<name>\w+)\s+columns="(?P<columns>[^"]+)"\s*\}\}')
-_VALUE = re.compile(r"\{\{\s*value:(?P<name>\w+):(?P<path>[\w. -]+?)(?::(?P<format>[^:}]+?))?\s*\}\}")
+_VALUE = re.compile(r"\{\{\s*value:(?P<name>\w+):(?P<path>(?:[\w. -]|\[[^]]*\])+?)(?::(?P<format>[^:}]+?))?\s*\}\}")
+_KEY = re.compile(r"\[(?P<entries>[^]]*)\]|(?P<key>[^.\[]+)")
 _OUTSIDE = re.compile(r"\]\(\.\./(?P<path>[^)#\s]+)\)")
 
 
@@ -71,8 +73,11 @@ def table(result: dict, columns: str) -> str:
 
 def value(result, path: str, form: str = "") -> str:
     """The entry of nested dictionaries and lists at the dotted `path`, formatted."""
-    for key in path.split("."):
-        result = result[int(key)] if isinstance(result, list) else result[key]
+    for match in _KEY.finditer(path):
+        if match["entries"] is not None:
+            result = _only(result, match["entries"])
+        else:
+            result = result[int(match["key"])] if isinstance(result, list) else result[match["key"]]
     return _text(result, form)
 
 
@@ -90,6 +95,15 @@ def _replacement(marker: str, folder: Path) -> str:
         return value(result, match["path"], match["format"] or "")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} does not hold what a marker asks for: {error!r}. Received: {marker}") from error
+
+
+def _only(rows: list[dict], entries: str) -> dict:
+    """The one row with these entries, written `key=value,key=value`."""
+    wanted = [entry.partition("=")[::2] for entry in entries.split(",")]
+    found = [row for row in rows if all(str(row[key]) == value for key, value in wanted)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} rows have {entries}")
+    return found[0]
 
 
 def _split_format(column: str) -> tuple[str, str]:

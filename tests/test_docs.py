@@ -173,6 +173,8 @@ def test_table_without_a_caption():
         ("{{value:mnist:rows.0.mean}}", "98.765"),
         ("{{ value:mnist:rows.1.method }}", "sqrt"),
         ("{{ value:mnist:versions.keras }}", "3.0"),
+        ("{{ value:mnist:rows[method=legw].mean:.1f }}", "98.8"),
+        ("{{ value:mnist:rows[batch_size=8,method=sqrt].method }}", "sqrt"),
     ],
 )
 def test_value_marker(results, marker, text):
@@ -185,6 +187,11 @@ def test_value_marker(results, marker, text):
         "{{ value:absent:rows }}",
         "{{ value:mnist:rows.7.mean }}",
         "{{ value:mnist:rows.0.median }}",
+        "{{ value:mnist:rows[method=linear].mean }}",
+        "{{ value:mnist:rows[method=legw,batch_size=8].mean }}",
+        "{{ value:mnist:rows[median=1].mean }}",
+        "{{ value:mnist:rows[method].mean }}",
+        "{{ value:mnist:versions[keras=3.0].cores }}",
         "{{ value:mnist:rows.0.method:.2f }}",
         "{{ value:mnist }}",
         '{{ table:mnist columns="median" }}',
