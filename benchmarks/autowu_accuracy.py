@@ -6,10 +6,11 @@
 DATA is a TensorFlow Datasets folder. The grid is a linear warm-up of LEGW's length and a cosine decay; its peak rates
 are a factor of two apart and are followed in the direction that is better until they get worse, with one seed. The best
 one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
-seeds; `--methods "rate of AutoWU"` does so with the rate that AutoWU found, in the schedule of the grid. Accuracy is
-that of held-out training images at the end. Runs that have finished are kept in `--output`, so that it goes on where it
-was stopped; each row goes to `benchmarks/results/autowu_TASK.json` when its runs are there, in place of the one before,
-so that parts of the table can be made on their own. A row's `grid` has the rates that were tried for it and the
+seeds. `--methods "AutoWU, restored"` runs it with `on_divergence="restore"`, `--methods "rate of AutoWU"` takes the rate
+that AutoWU found and the schedule of the grid. Accuracy is that of held-out training images at the end. Runs that have
+finished are kept in `--output`, so that it goes on where it was stopped; each row goes to
+`benchmarks/results/autowu_TASK.json` when its runs are there, in place of the one before, so that parts of the table can
+be made on their own. A row's `grid` has the rates that were tried for it and the
 accuracy with the first seed: at the row's batch size, or for LEGW at batch 256.
 
 `benchmarks/results/autowu_runs` has finished runs of the tables; as `--output` it adds to them and repeats none.
@@ -40,7 +41,7 @@ import common  # noqa: E402
 import mnist_cnn  # noqa: E402
 
 OPTIMIZERS = {"lamb": 0.1, "adamp": 0.01}  # and their weight decay
-METHODS = ("AutoWU", "best of the grid", "LEGW", "rate of AutoWU")
+METHODS = ("AutoWU", "best of the grid", "LEGW", "AutoWU, restored", "rate of AutoWU")
 SETTING = ("optimizer", "batch_size", "method")  # the number of epochs belongs to the batch size
 CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper
 BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
@@ -94,7 +95,7 @@ TASKS = {
 
 
 class Run(NamedTuple):
-    """One training; a learning rate of 0 stands for AutoWU."""
+    """One training; a learning rate of 0 stands for AutoWU, and only it looks at `on_divergence`."""
 
     task: str
     optimizer: str
@@ -102,10 +103,12 @@ class Run(NamedTuple):
     learning_rate: float
     seed: int
     epochs: int
+    on_divergence: str = "continue"
 
     @property
     def name(self) -> str:
-        return "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in self)
+        values = self if self.on_divergence != "continue" else self[:-1]
+        return "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def train(run: Run, data_dir: str) -> dict:
@@ -131,7 +134,7 @@ def train(run: Run, data_dir: str) -> dict:
     else:
         total = steps * run.epochs
         schedule = schedules.AutoWU(total, steps_per_check=max(1, total // CHECKS))
-        listeners = [callbacks.AutoWU(schedule)]
+        listeners = [callbacks.AutoWU(schedule, on_divergence=run.on_divergence)]
     kind = {"lamb": optimizers.LAMB, "adamp": optimizers.AdamP}[run.optimizer]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(kind(schedule, weight_decay=OPTIMIZERS[run.optimizer]), loss, metrics=["accuracy"], jit_compile=False)
@@ -219,7 +222,7 @@ def summary(records: list[dict], method: str) -> dict:
 
 def rate_of(method: str, runner: Runner, runs: list[Run]) -> tuple[float, dict[float, float]]:
     """The peak rate of one of `METHODS`, and what the search for it has measured; `runs` are those of AutoWU."""
-    if method == "AutoWU":
+    if method in ("AutoWU", "AutoWU, restored"):
         return 0.0, {}
     if method == "rate of AutoWU":
         return summary(runner(runs), method)["learning_rate"], {}
@@ -235,6 +238,7 @@ def draw(path: Path, output: Path, task: str, batch_size: int) -> None:
     """Training losses over the epochs of the finished runs at a batch size, for each optimizer."""
     found = [json.loads(file.read_text()) for file in sorted(output.glob(f"{task}-*-{batch_size}-*.json"))]
     found = [record for record in found if record["epochs"] == TASKS[task].epochs[batch_size]]
+    found = [record for record in found if record.get("on_divergence") != "restore"]
     with common.pictures(path, columns=len(OPTIMIZERS), size=(9, 4)) as panels:
         for optimizer, axes in zip(OPTIMIZERS, panels, strict=True):
             runs = [record for record in found if record["optimizer"] == optimizer]
@@ -278,7 +282,8 @@ def main() -> None:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
         runs = [Run(arguments.task, *cell, 0.0, seed, epochs) for seed in arguments.seeds]
         rate, found = rate_of(method, runner, runs)
-        runs = [run._replace(learning_rate=rate) for run in runs]
+        kind = "restore" if method == "AutoWU, restored" else "continue"
+        runs = [run._replace(learning_rate=rate, on_divergence=kind) for run in runs]
         grid = ", ".join(f"{found[each]:.2f} at {each:.3g}" for each in sorted(found))
         return {**summary(runner(runs), method), "grid": grid or None}
 

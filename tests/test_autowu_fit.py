@@ -260,24 +260,48 @@ def test_losses_that_are_no_longer_finite(on_divergence, capsys):
     assert np.isfinite(weights(model)[0]).all()
     # Those of the end of epoch 7: with the weights of epoch 8 no loss has been computed.
     x, y = batches()[0]
-    before = keras.models.Sequential([keras.layers.Input((10,)), keras.layers.Dense(3)])
+    before = linear_model()
     before.set_weights(watch.weights[34])
     expected = loss()(y, before(x))
     assert callback.losses[55] == pytest.approx(float(to_numpy(expected)), rel=1e-5)
 
 
+def test_restored_weights_led_to_finite_losses_where_an_execution_has_many_decisions():
+    """Those of step 64, as all losses after step 80 are NaN. The decision of step 102 is made after step 112."""
+    options = {"min_learning_rate": 1e-3, "steps_per_check": 6}
+    model, callback = made(callback={"on_divergence": "restore"}, options=options, total=320, steps_per_execution=16)
+    with pytest.warns(UserWarning, match="all 6 losses up to step 90 are NaN or infinite"):
+        fit(model, At(5, poison), callback, batch_size=len(X) // 16, epochs=8)
+    assert callback.schedule.controller.switch_step == 102
+    assert np.isnan(callback.losses[80:112]).all()
+    assert np.isfinite(callback.losses[112:]).all()
+    assert callback.losses[112] == pytest.approx(callback.losses[64], rel=1e-5)  # the same batch
+
+
 @pytest.mark.parametrize("on_divergence", ["continue", "stop", "restore"])
-def test_setback_is_told_and_nothing_else_is_done(on_divergence):
+def test_setback(on_divergence):
     """The last rates of this warm-up ruin the weights; a tenth of the decay's 50 steps is over when epoch 15 ends."""
     model, callback = made(callback={"on_divergence": on_divergence})
-    with pytest.warns(UserWarning, match="AutoWU, epoch 15, step 75: the decay goes on with a loss of ") as seen:
-        fit(model, callback)
-    assert_same_run(callback, by_hand())
+    watch = Watch()
+    with pytest.warns(UserWarning, match="AutoWU, epoch 15, step 75: a tenth into the decay the loss is ") as seen:
+        fit(model, watch, callback)
     (message,) = [str(one.message) for one in seen if "AutoWU" in str(one.message)]
-    means = callback.losses.reshape(EPOCHS, STEPS).mean(axis=1)
-    assert f" with a loss of {means[14]:.3g}. " in message
+    means = callback.losses.reshape(-1, STEPS).mean(axis=1)
+    assert f" the loss is {means[14]:.3g}. " in message
     assert f" began at {means[0]:.3g} and had reached {means[:14].min():.3g}: " in message
-    assert f" it found, {callback.schedule.controller.peak:.3g}, " in message
+    assert ("go back to those of the lowest loss" in message) == (on_divergence == "restore")
+    if on_divergence != "restore":
+        assert f" it found, {callback.schedule.controller.peak:.3g}, " in message
+        assert_same_run(callback, by_hand() if on_divergence == "continue" else by_hand(15))
+        return
+    lowest = int(means[:15].argmin())
+    assert 5 < lowest < 13  # neither the first nor the last
+    x, y = batches()[0]
+    best = linear_model()
+    best.set_weights(watch.weights[lowest * STEPS - 1])
+    assert callback.losses[75] == pytest.approx(float(to_numpy(loss()(y, best(x)))), rel=1e-5)
+    assert_close(callback.losses[:75], by_hand(15).losses, CLOSE)
+    assert means[-1] < means[lowest]
 
 
 def test_report(capsys):

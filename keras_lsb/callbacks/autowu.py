@@ -32,11 +32,11 @@ class AutoWU(_keras.Callback):
 
     Args:
         schedule: the learning rate of the optimizer; None takes it from there, as after loading a model.
-        on_divergence: what happens when all losses between two decisions are NaN or infinite, whose update has probably
-            spoiled the weights. There is a warning in any case. "continue": the schedule's guard ends the warm-up.
-            "stop": training ends at once. "restore": when the warm-up ends, weights and optimizer state go back to
-            those of the last decision after which losses were still finite, kept in host memory. Losses that stay
-            finite only lead to a warning, if a tenth into the decay they are back near those of the start.
+        on_divergence: what happens when the weights are probably spoiled: when all losses between two decisions are NaN
+            or infinite, or when a tenth into the decay they are back near those of the start. There is a warning in
+            any case. "continue": nothing else; the schedule's guard ends the warm-up. "stop": training ends at once.
+            "restore": weights and optimizer state go back to those, at a decision, after which the loss was lowest up
+            to the next; in the warm-up not before its end. Copies of two decisions are kept in host memory.
         verbose: 1 prints each decision, 0 prints nothing.
 
     Attributes:
@@ -58,8 +58,10 @@ class AutoWU(_keras.Callback):
         self._recorder: StepLosses | None = None
         self._unread = 0
         self._epoch, self._checked, self._warned = 0, False, False
-        self._snapshot: list | None = None
-        self._proven_snapshot: list | None = None
+        self._kept: list | None = None  # the training state from which the loss was lowest up to the next decision
+        self._kept_loss = math.inf
+        self._newest: list | None = None  # that after `_newest_step` of `losses`: what comes of it is not known yet
+        self._newest_step = 0
 
     def set_model(self, model: Model) -> None:
         super().set_model(model)
@@ -80,6 +82,7 @@ class AutoWU(_keras.Callback):
         most_in_execution = max(_LONGEST_EXECUTION, _keras.steps_per_execution(self.model))
         self._recorder = StepLosses.on(self.model, controller.steps_per_epoch + most_in_execution)
         self._unread, self._checked = 0, False
+        self._newest, self._newest_step = None, len(self.losses)
         _keras.watch_executions(self.model, self._after_execution)
         if self.verbose and controller.phase == "warmup":
             sys.stdout.write(
@@ -164,6 +167,8 @@ class AutoWU(_keras.Callback):
 
     def _decide(self) -> None:
         self._read()
+        if self.on_divergence == "restore":
+            self._keep()
         size = self.schedule.controller.steps_per_epoch
         while len(self.schedule.pending) >= size:
             losses, self.schedule.pending = self.schedule.pending[:size], self.schedule.pending[size:]
@@ -173,10 +178,13 @@ class AutoWU(_keras.Callback):
                 self._report(decision)
                 if decision.phase == "decay":
                     self._read_constants_anew()
-            self._watch(losses, decision)
+            if not np.isfinite(losses).any():
+                self._warn_of_losses(len(losses))
+                self._act_on_divergence(decision)
             setback = self.schedule.controller.setback(losses)
             if setback is not None:
-                self._warn_of(setback)
+                self._warn_of_setback(setback)
+                self._act_on_divergence(decision)
 
     def _report(self, decision: Decision) -> None:
         if not self.verbose:
@@ -193,42 +201,55 @@ class AutoWU(_keras.Callback):
             text += f" {controller.non_finite} losses were not finite."
         sys.stdout.write(f"{text}\n")
 
-    def _warn_of(self, setback: AutoWUSetback) -> None:
+    def _keep(self) -> None:
+        """Copies the training state; the copy before is kept if the losses that it led to are the lowest yet."""
+        losses = self.losses[self._newest_step :]
+        finite = np.isfinite(losses).all()
+        loss = float(np.mean(losses)) if finite else math.inf
+        if self._newest is not None and (self._kept is None or loss < self._kept_loss):
+            self._kept, self._kept_loss = self._newest, loss
+        self._newest = _keras.host_values(_keras.training_state(self.model)) if finite else None
+        self._newest_step = len(self.losses)
+
+    def _warn_of_losses(self, count: int) -> None:
+        """Once: the last `count` losses have all ceased to be finite."""
+        if self._warned:
+            return
+        self._warned = True
         controller = self.schedule.controller
+        rate = controller.learning_rate(controller.steps - 1)
         warnings.warn(
-            f"AutoWU, epoch {self._epoch + 1}, step {controller.steps}: the decay goes on with a loss of "
-            f"{setback.loss:.3g}. The warm-up began at {setback.first:.3g} and had reached {setback.lowest:.3g}: its "
-            f"last rates have probably spoiled the weights. The rate that it found, {controller.peak:.3g}, may be good "
-            "all the same: train anew with it in a fixed schedule, with the warm-up of `recipe()`.",
+            f"AutoWU, epoch {self._epoch + 1}: all {count} losses up to step {controller.steps} are NaN or infinite, "
+            f"at a learning rate of {rate:.3g}. The weights are probably spoiled.",
             stacklevel=2,
         )
 
-    def _watch(self, losses: list[float], decision: Decision) -> None:
-        """Warns of losses that have ceased to be finite, and does what `on_divergence` says."""
-        finite = np.isfinite(losses)
-        if finite.any():
-            if self.on_divergence == "restore" and finite.all():
-                variables = _keras.training_state(self.model)
-                self._proven_snapshot, self._snapshot = self._snapshot, _keras.host_values(variables)
-            return
+    def _warn_of_setback(self, setback: AutoWUSetback) -> None:
         controller = self.schedule.controller
-        if not self._warned:
-            self._warned = True
-            rate = controller.learning_rate(controller.steps - 1)
-            warnings.warn(
-                f"AutoWU, epoch {self._epoch + 1}: all {len(losses)} losses up to step {controller.steps} are NaN or "
-                f"infinite, at a learning rate of {rate:.3g}. The weights are probably spoiled.",
-                stacklevel=2,
+        if self.on_divergence == "restore":
+            way_on = "Weights and optimizer state go back to those of the lowest loss."
+        else:
+            way_on = (
+                f"The rate that it found, {controller.peak:.3g}, may be good all the same: train anew with "
+                '`on_divergence="restore"`, or in a fixed schedule with this rate and the warm-up of `recipe()`.'
             )
+        warnings.warn(
+            f"AutoWU, epoch {self._epoch + 1}, step {controller.steps}: a tenth into the decay the loss is "
+            f"{setback.loss:.3g}. The warm-up began at {setback.first:.3g} and had reached {setback.lowest:.3g}: its "
+            f"last rates have probably spoiled the weights. {way_on}",
+            stacklevel=2,
+        )
+
+    def _act_on_divergence(self, decision: Decision) -> None:
         if self.on_divergence == "stop":
             self.model.stop_training = True
         elif self.on_divergence == "restore" and decision.phase == "decay":
-            kept = self._snapshot if self._proven_snapshot is None else self._proven_snapshot
-            if kept is None:
+            if self._kept is None:
                 warnings.warn("AutoWU has nothing to restore: no decision had finite losses only.", stacklevel=2)
                 return
-            for variable, value in zip(_keras.training_state(self.model), kept, strict=True):
+            for variable, value in zip(_keras.training_state(self.model), self._kept, strict=True):
                 variable.assign(value)
+            self._newest, self._newest_step = self._kept, len(self.losses)
 
     def _save(self) -> dict | None:
         if is_multi_worker(self.model):
@@ -239,6 +260,7 @@ class AutoWU(_keras.Callback):
         if self._recorder is not None:
             self._recorder.read()  # losses of the weights that are replaced
             self._unread = 0
+        self._newest, self._newest_step = None, len(self.losses)
         self.schedule.load_state(state)
         self._read_constants_anew()
 

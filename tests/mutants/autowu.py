@@ -232,9 +232,16 @@ AUTOWU = (
     Mutant(
         "autowu_unproven_weights_restored",
         _CALLBACK,
-        "kept = self._snapshot if self._proven_snapshot is None else self._proven_snapshot",
-        "kept = self._snapshot",
+        "self._kept, self._kept_loss = self._newest, loss",
+        "self._kept, self._kept_loss = _keras.host_values(_keras.training_state(self.model)), loss",
         (_FIT.format("test_losses_that_are_no_longer_finite[restore]"),),
+    ),
+    Mutant(
+        "autowu_last_weights_restored",
+        _CALLBACK,
+        "(self._kept is None or loss < self._kept_loss)",
+        "finite",
+        (_FIT.format("test_setback[restore]"),),
     ),
     Mutant(
         "autowu_missing_state_accepted",
