@@ -204,7 +204,7 @@ def valley_and(after):
 
 FIRST = VALLEY[:10].mean()
 LOWEST = min(VALLEY[40:50].mean(), VALLEY[50:60].mean())
-MIDDLE = (FIRST + LOWEST) / 2
+MIDDLE = math.sqrt(FIRST * LOWEST)
 
 
 @pytest.mark.parametrize("after", [MIDDLE + 1e-3, 2.3, 1e5])
@@ -218,6 +218,20 @@ def test_setback_is_found_once_when_a_tenth_of_the_decay_is_over(after):
 @pytest.mark.parametrize("after", [MIDDLE - 1e-3, 0.1, -5.0, math.nan, math.inf])
 def test_no_setback(after):
     assert setbacks(valley_and(after)) == [None] * 20
+
+
+@pytest.mark.parametrize(("after", "found"), [(-0.2, True), (-0.3, False)])
+def test_setback_of_a_loss_below_zero_is_measured_by_difference(after, found):
+    lower = np.where(np.arange(200) < 80, valley_and(0.0) - 2.1, after)
+    assert (FIRST + LOWEST) / 2 - 2.1 == pytest.approx(-0.24, abs=0.01)
+    assert any(setbacks(lower)) == found
+
+
+@pytest.mark.parametrize(("after", "found"), [(0.7, True), (0.6, False)])
+def test_setback_of_a_loss_that_had_fallen_far_is_measured_by_ratio(after, found):
+    """From 1.8 to 0.23: the middle is 0.64; by difference it would be 1.02."""
+    step = np.arange(200)
+    assert any(setbacks(np.where(step < 80, 0.05 + 1.95 * np.abs(step - 50) / 50, after))) == found
 
 
 @pytest.mark.parametrize(("lowest", "found"), [(0.91, False), (0.89, True)])

@@ -265,8 +265,9 @@ class AutoWUController:
 
         The last rates of a warm-up are too high. They can spoil weights for good while each loss is finite. That shows
         when a tenth of the decay is over, at the first epoch that ends then: if its mean loss is nearer to that of
-        the first epoch than to that of the lowest epoch of the warm-up. A warm-up whose lowest epoch is less than a
-        tenth below the first had nothing to lose.
+        the first epoch than to that of the lowest epoch of the warm-up. Near is by ratio, as losses fall by orders of
+        magnitude, and by difference where one is not positive. A warm-up whose lowest epoch is less than a tenth below
+        the first had nothing to lose.
         """
         if not self.switch_step:
             return None
@@ -277,7 +278,8 @@ class AutoWUController:
         means = [_mean(self._losses[start : start + self.steps_per_epoch]) for start in starts]
         first, now = means[0], _mean(np.asarray(losses, "float64"))
         lowest = min((mean for mean in means if not math.isnan(mean)), default=math.nan)
-        if first - lowest >= _FALL * abs(first) and now > (first + lowest) / 2:
+        middle = math.sqrt(first * lowest) if lowest > 0 else (first + lowest) / 2
+        if first - lowest >= _FALL * abs(first) and now > middle:
             return AutoWUSetback(now, first, lowest)
         return None
 

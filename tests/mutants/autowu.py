@@ -130,9 +130,16 @@ AUTOWU = (
     Mutant(
         "autowu_setback_is_worse_than_the_start",
         "scaling/autowu.py",
-        "now > (first + lowest) / 2",
+        "now > middle",
         "now > first",
         ("test_autowu_edges.py::test_setback_is_found_once_when_a_tenth_of_the_decay_is_over",),
+    ),
+    Mutant(
+        "autowu_setback_by_difference",
+        "scaling/autowu.py",
+        "math.sqrt(first * lowest) if lowest > 0 else (first + lowest) / 2",
+        "(first + lowest) / 2",
+        ("test_autowu_edges.py::test_setback_of_a_loss_that_had_fallen_far_is_measured_by_ratio",),
     ),
     Mutant(
         "autowu_setback_of_every_epoch",
