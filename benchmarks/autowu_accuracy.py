@@ -6,8 +6,8 @@
 DATA is a TensorFlow Datasets folder. The grid is a linear warm-up of LEGW's length and a cosine decay; its peak rates
 are a factor of two apart and are followed in the direction that is better until they get worse, with one seed. The best
 one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
-seeds. On demand, `--methods "AutoWU, restored"` runs it with `on_divergence="restore"`, `--methods "rate of AutoWU"` takes
-the rate that AutoWU found and the schedule of the grid. Accuracy is that of held-out training images at the end.
+seeds. On demand, `--methods "AutoWU, restored"` runs it with `on_divergence="restore"`, and with "rate of AutoWU" the
+rate that it found has the schedule of the grid. Accuracy is that of held-out training images at the end.
 
 Runs that have finished are kept in `--output`, so that it goes on where it was stopped; each row goes to
 `benchmarks/results/autowu_TASK.json` when its runs are there, in place of the one before, so that parts of the table
