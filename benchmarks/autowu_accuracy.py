@@ -6,7 +6,7 @@
 DATA is a TensorFlow Datasets folder. The grid is a linear warm-up of LEGW's length and a cosine decay; its peak rates
 are a factor of two apart and are followed in the direction that is better until they get worse, with one seed. The best
 one, the rate that LEGW derives from the best at batch 256, which is found in shorter runs, and AutoWU run with three
-seeds. On demand, `--methods "AutoWU, restored"` runs it with `on_divergence="restore"`, and with "rate of AutoWU" the
+seeds. On demand, `--methods "AutoWU restored"` runs it with `on_divergence="restore"`, and with "rate of AutoWU" the
 rate that it found has the schedule of the grid. Accuracy is that of held-out training images at the end.
 
 Runs that have finished are kept in `--output`, so that it goes on where it was stopped; each row goes to
@@ -42,7 +42,7 @@ import common  # noqa: E402
 import mnist_cnn  # noqa: E402
 
 OPTIMIZERS = {"lamb": 0.1, "adamp": 0.01}  # and their weight decay
-METHODS = ("AutoWU", "best of the grid", "LEGW", "AutoWU, restored", "rate of AutoWU")
+METHODS = ("AutoWU", "best of the grid", "LEGW", "AutoWU restored", "rate of AutoWU")
 SETTING = ("optimizer", "batch_size", "method")  # the number of epochs belongs to the batch size
 CHECKS = 120  # decisions per run, as many as in the 120 epochs of the paper
 BASE_BATCH_SIZE, BASE_WARMUP_EPOCHS = 256, 0.1
@@ -223,7 +223,7 @@ def summary(records: list[dict], method: str) -> dict:
 
 def rate_of(method: str, runner: Runner, runs: list[Run]) -> tuple[float, dict[float, float]]:
     """The peak rate of one of `METHODS`, and what the search for it has measured; `runs` are those of AutoWU."""
-    if method in ("AutoWU", "AutoWU, restored"):
+    if method in ("AutoWU", "AutoWU restored"):
         return 0.0, {}
     if method == "rate of AutoWU":
         return summary(runner(runs), method)["learning_rate"], {}
@@ -283,7 +283,7 @@ def main() -> None:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
         runs = [Run(arguments.task, *cell, 0.0, seed, epochs) for seed in arguments.seeds]
         rate, found = rate_of(method, runner, runs)
-        kind = "restore" if method == "AutoWU, restored" else "continue"
+        kind = "restore" if method == "AutoWU restored" else "continue"
         runs = [run._replace(learning_rate=rate, on_divergence=kind) for run in runs]
         grid = ", ".join(f"{found[each]:.2f} at {each:.3g}" for each in sorted(found))
         return {**summary(runner(runs), method), "grid": grid or None}
