@@ -205,7 +205,7 @@ class AutoWU(_keras.Callback):
         """Copies the training state; the copy before is kept if the losses that it led to are the lowest yet."""
         losses = self.losses[self._newest_step :]
         finite = np.isfinite(losses).all()
-        loss = float(np.mean(losses)) if finite else math.inf
+        loss = float(losses.mean(dtype="float64")) if finite else math.inf
         if self._newest is not None and (self._kept is None or loss < self._kept_loss):
             self._kept, self._kept_loss = self._newest, loss
         self._newest = _keras.host_values(_keras.training_state(self.model)) if finite else None

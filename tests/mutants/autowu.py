@@ -200,11 +200,11 @@ AUTOWU = (
     Mutant(
         "autowu_weights_rolled_back",
         _CALLBACK,
-        "        finite = np.isfinite(losses)\n",
-        """        finite = np.isfinite(losses)
-        self._first = getattr(self, "_first", None) or self.model.get_weights()
-        if decision.phase == "decay" and self.schedule.controller.switch_step == self.schedule.controller.steps:
-            self.model.set_weights(self._first)
+        "            if not np.isfinite(losses).any():\n",
+        """            self._first = getattr(self, "_first", None) or self.model.get_weights()
+            if decision.phase == "decay" and self.schedule.controller.switch_step == self.schedule.controller.steps:
+                self.model.set_weights(self._first)
+            if not np.isfinite(losses).any():
 """,
         _BY_HAND,
     ),
