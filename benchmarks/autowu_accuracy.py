@@ -237,9 +237,8 @@ def rate_of(method: str, runner: Runner, runs: list[Run]) -> tuple[float, dict[f
 
 def draw(path: Path, output: Path, task: str, batch_size: int) -> None:
     """Training losses over the epochs of the finished runs at a batch size, for each optimizer."""
-    found = [json.loads(file.read_text()) for file in sorted(output.glob(f"{task}-*-{batch_size}-*.json"))]
-    found = [record for record in found if record["epochs"] == TASKS[task].epochs[batch_size]]
-    found = [record for record in found if record.get("on_divergence") != "restore"]
+    names = f"{task}-*-{batch_size}-*-{TASKS[task].epochs[batch_size]}.json"  # not those of `AutoWU restored`
+    found = [json.loads(file.read_text()) for file in sorted(output.glob(names))]
     with common.pictures(path, columns=len(OPTIMIZERS), size=(9, 4)) as panels:
         for optimizer, axes in zip(OPTIMIZERS, panels, strict=True):
             runs = [record for record in found if record["optimizer"] == optimizer]
@@ -281,10 +280,10 @@ def main() -> None:
 
     def row(cell: tuple[str, int], method: str) -> dict:
         epochs = arguments.epochs or TASKS[arguments.task].epochs[cell[1]]
-        runs = [Run(arguments.task, *cell, 0.0, seed, epochs) for seed in arguments.seeds]
+        on_divergence = "restore" if method == "AutoWU restored" else "continue"
+        runs = [Run(arguments.task, *cell, 0.0, seed, epochs, on_divergence) for seed in arguments.seeds]
         rate, found = rate_of(method, runner, runs)
-        kind = "restore" if method == "AutoWU restored" else "continue"
-        runs = [run._replace(learning_rate=rate, on_divergence=kind) for run in runs]
+        runs = [run._replace(learning_rate=rate) for run in runs]
         grid = ", ".join(f"{found[each]:.2f} at {each:.3g}" for each in sorted(found))
         return {**summary(runner(runs), method), "grid": grid or None}
 
